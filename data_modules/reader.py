@@ -1,0 +1,57 @@
+"""What every cohort file provides: a canonical table, an input contract and a way to read one sample.
+
+Readers know disk layouts and nothing of training; they are cheap to build, picklable, and import neither torch nor
+lightning.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+
+from brainage.config import nearest
+from brainage.data.table import CohortTable
+from brainage.errors import ConfigError, DataError
+from brainage.imaging.contract import InputContract
+
+
+class CohortReader(ABC):
+    """A cohort as it was downloaded, seen through one modality."""
+
+    name: ClassVar[str]
+    modalities: ClassVar[dict[str, str]]  # modality -> one line for people
+
+    def __init__(self, root: str | Path, modality: str, spacing_mm: float = 0.0) -> None:
+        """Check the door: raises ConfigError on an unknown modality, DataError when `root` is no folder."""
+        if modality not in self.modalities:
+            raise ConfigError(f"{self.name}: modality {modality!r} unknown{nearest(modality, list(self.modalities))}")
+        self.root = Path(root)
+        self.modality = modality
+        self.spacing_mm = spacing_mm
+        if not str(root) or not self.root.is_dir():
+            raise DataError(
+                f"{self.name}: folder {str(root)!r} not found; name the downloaded cohort with data.root=DIR (make: DATA=DIR)"
+            )
+
+    @abstractmethod
+    def table(self) -> CohortTable:
+        """Canonical table (one row a scan; split not yet set) and the dropped rows. Opens no array.
+
+        `path` is a locator relative to `root`: `file`, `file.zip!member` or `file.npy#row`.
+        """
+
+    @abstractmethod
+    def contract(self) -> InputContract:
+        """What `read` returns."""
+
+    @abstractmethod
+    def read(self, path: str) -> np.ndarray:
+        """The sample at a locator: float32, shape and axes of the contract; DataError naming the file if damaged."""
+
+    def official_split(self) -> pd.DataFrame | None:
+        """Columns cohort, participant_id, split (train, test_internal, test_external), or None where none exists."""
+        return None
