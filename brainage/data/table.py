@@ -7,6 +7,7 @@ empty string in files; numbers are float64 with NaN; ages are years.
 from __future__ import annotations
 
 import csv
+import difflib
 import hashlib
 import math
 import os
@@ -17,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from brainage.config import nearest
 from brainage.errors import DataError
 
 KEY = ["cohort", "participant_id", "session_id", "run"]
@@ -179,7 +179,9 @@ def _refuse_missing_columns(raw: pd.DataFrame, source: str) -> None:
         raise DataError(f"{source}: column {repeated[0]!r} is there {present.count(repeated[0])} times; keep one")
     for name in REQUIRED:
         if name not in present:
-            raise DataError(f"{source}: column {name!r} missing{nearest(name, present)}")
+            near = difflib.get_close_matches(name, present, n=1, cutoff=0.0)
+            hint = f"; the nearest one there is {near[0]!r}" if near else "; there are no columns"
+            raise DataError(f"{source}: column {name!r} missing{hint}")
 
 
 def _plain(table: pd.DataFrame, source: str) -> pd.DataFrame:
@@ -287,7 +289,7 @@ def _duplicate_reasons(table: pd.DataFrame, source: str) -> pd.Series:
         key = scan_keys(clashing).iloc[0]
         rows = clashing[scan_keys(clashing) == key]
         differing = [name for name in rows.columns if rows[name].nunique(dropna=False) > 1]
-        found = "; ".join(f"{name}: {', '.join(rows[name].astype(str).unique()[:3])}" for name in differing)
+        found = "; ".join(f"{name}: {', '.join(map(str, rows[name].unique()[:3]))}" for name in differing)
         raise DataError(f"{source}: scan {key} has {len(rows)} rows that differ in {found}; keep the right one")
     return reasons
 
