@@ -1,0 +1,122 @@
+"""What every writer of a simulated cohort shares: processes, atomic files, and the folder that says what it holds."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pandas as pd
+
+from brainage.errors import DataError
+from brainage.imaging.simulate import BrainSimulator, Scan
+from brainage.imaging.simulated_people import scans
+
+_PEOPLE_A_TASK = 8
+_README = """Planted truth of a simulated cohort: acceleration_years, biological_age_years, disease_severity of each scan.
+No reader opens this folder; only tests and studies that compare an estimate with the truth may.
+"""
+
+
+def map_people(
+    simulator: BrainSimulator,
+    work: Callable[[BrainSimulator, Sequence[tuple[Scan, str]]], list[Any]],
+    people: pd.DataFrame,
+    workers: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> list[Any]:
+    """`work(simulator, [(scan, split), ...])` on groups of people in processes; the results in the order of people."""
+    todo = list(zip(scans(people), people["split"], strict=True))
+    tasks = [todo[start : start + _PEOPLE_A_TASK] for start in range(0, len(todo), _PEOPLE_A_TASK)]
+    processes = min(workers or os.cpu_count() or 1, len(tasks))
+    results: list[Any] = []
+
+    def collect(groups: Iterable[list[Any]]) -> list[Any]:
+        for group in groups:
+            results.extend(group)
+            if on_progress:
+                on_progress(len(results), len(todo))
+        return results
+
+    if processes == 1:
+        return collect(work(simulator, task) for task in tasks)
+    # spawn: a fork of a process whose torch or BLAS threads have run can deadlock
+    with ProcessPoolExecutor(processes, get_context("spawn"), _set_simulator, (simulator,)) as pool:
+        return collect(pool.map(partial(_in_worker, work), tasks))
+
+
+_simulator: BrainSimulator  # of a worker process
+
+
+def _set_simulator(simulator: BrainSimulator) -> None:
+    global _simulator
+    _simulator = simulator
+
+
+def _in_worker(work: Callable[[BrainSimulator, Any], list[Any]], task: Any) -> list[Any]:
+    return work(_simulator, task)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """float32 .npy, atomically."""
+    with atomic_file(path) as (file, _):
+        np.save(file, array.astype(np.float32, copy=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """UTF-8 text, atomically."""
+    with atomic_file(path) as (file, _):
+        file.write(text.encode())
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """A temporary neighbour, as open file and as path; it takes the name `path` only when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        with temporary.open("wb") as file:
+            yield file, temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def claim_folder(out: Path, parameters: dict[str, Any]) -> bool:
+    """True when `out` already holds the finished cohort of these parameters; DataError when it holds anything else."""
+    note = out / "simulation" / "parameters.json"
+    if note.is_file():
+        found = json.loads(note.read_text(encoding="utf-8"))
+        finished = found.pop("finished", False)
+        differing = [
+            f"{key}: asked {parameters.get(key)!r}, found {found.get(key)!r}"
+            for key in sorted({*parameters, *found})
+            if parameters.get(key) != found.get(key)
+        ]
+        if differing:
+            raise DataError(
+                f"{out} holds a simulated cohort of other parameters ({'; '.join(differing)}); name another folder or "
+                "delete this one"
+            )
+        return bool(finished)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(
+            f"{out} is not empty and holds no simulated cohort; name another folder, so that nothing is mixed"
+        )
+    write_text(note, json.dumps(parameters | {"finished": False}, indent=1))
+    return False
+
+
+def finish_folder(out: Path, parameters: dict[str, Any], people: pd.DataFrame) -> None:
+    """Truth apart from what readers see, then the mark that the cohort is complete."""
+    folder = out / "simulation"
+    write_text(folder / "README.txt", _README)
+    write_text(folder / "truth.tsv", people.to_csv(sep="\t", index=False))
+    write_text(folder / "parameters.json", json.dumps(parameters | {"finished": True}, indent=1))
