@@ -4,7 +4,9 @@ Shapes: N scans, V views of each, D embedding, M = N V embeddings with a scan's 
 R anchors (rows) against C columns of a block of pairs, on one process R = C = M.
 
 All have one form. Anchor i is drawn to the columns of A(i) by attraction weights p_ik that sum to 1 and pushed away
-from them by a repulsion q_it:  loss_i = log sum_{t in A(i)} exp(q_it) - sum_k p_ik s_ik,  then the mean over all M anchors.
+from them by a repulsion q_it, and the loss is the mean over all M anchors of
+
+    loss_i = log sum_{t in A(i)} exp(q_it) - sum_{k in A(i)} p_ik s_ik
 
 | loss | p_ik | q_it |
 |---|---|---|
@@ -69,7 +71,7 @@ def exp_loss(
     settled by the text; here it stays, as in the published code. That code subtracts the row maximum 1 / tau from s
     before it multiplies by 1 - w, which is harmless for a softmax but not here: it trains `similarity="shifted"`, that
     is s = (c - 1) / tau = -|z_i - z_t|^2 / (2 tau). The gradients of the two differ wherever ages do; with all ages
-    equal the values differ by exactly 1 / tau (rbf, cauchy). The code also scales by tau / 0.07; nothing is scaled here.
+    equal the values differ by exactly 1 / tau (rbf, cauchy). The code also scales by tau / 0.07; here nothing does.
 
     The gaussian kernel is not the rbf here, see `kernels.log_gaussian`; below a sigma of 0.399 years its peak exceeds 1
     and would turn repulsion into attraction, which is refused.
