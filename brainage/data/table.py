@@ -6,19 +6,36 @@ empty string in files; numbers are float64 with NaN; ages are years.
 
 from __future__ import annotations
 
-import csv
 import difflib
 import hashlib
 import math
-import os
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from brainage.data.files import as_text, read_table, read_tsv, write_atomically, write_table, write_tsv
 from brainage.errors import DataError
+
+__all__ = [
+    "COLUMNS",
+    "DROPPED_COLUMNS",
+    "KEY",
+    "PERSON",
+    "SPLITS",
+    "CohortTable",
+    "finish_dropped",
+    "finish_table",
+    "person_keys",
+    "read_table",
+    "read_tsv",
+    "sample_numbers",
+    "scan_keys",
+    "validate",
+    "write_atomically",
+    "write_table",
+    "write_tsv",
+]
 
 KEY = ["cohort", "participant_id", "session_id", "run"]
 PERSON = KEY[:2]
@@ -63,11 +80,8 @@ def finish_table(raw: pd.DataFrame, *, source: str, dropped: pd.DataFrame | None
     _refuse_codes(kept, source)
     duplicate = _duplicate_reasons(kept, source)
     reasons = reasons.fillna(duplicate)
-    out = [finish_dropped(table.assign(reason=reasons)[reasons.notna()])]
-    if dropped is not None:
-        out.append(finish_dropped(dropped))
-    every = pd.concat(out, ignore_index=True)
-    every = every.sort_values(DROPPED_COLUMNS, na_position="first", kind="stable", ignore_index=True)
+    left_out = table.assign(reason=reasons)[reasons.notna()]
+    every = finish_dropped(left_out) if dropped is None else finish_dropped(left_out, dropped)
     table = table[reasons.isna()]
     if table.empty:
         first = f"; first reason: {every['reason'].iloc[0]}" if len(every) else ""
@@ -76,15 +90,15 @@ def finish_table(raw: pd.DataFrame, *, source: str, dropped: pd.DataFrame | None
     return CohortTable(table, every)
 
 
-def finish_dropped(rows: pd.DataFrame) -> pd.DataFrame:
-    """Dropped rows with exactly DROPPED_COLUMNS as text, each reason on one line; DataError where one has no reason."""
-    frame = rows.reindex(columns=DROPPED_COLUMNS).reset_index(drop=True)
-    frame = pd.DataFrame({name: _text(frame[name]) for name in DROPPED_COLUMNS})
-    frame["reason"] = frame["reason"].str.split().str.join(" ").astype("string")
-    if frame["reason"].isna().any():
-        key = "/".join(frame.loc[frame["reason"].isna(), KEY].iloc[0].fillna(""))
+def finish_dropped(*frames: pd.DataFrame) -> pd.DataFrame:
+    """All dropped rows, sorted, with exactly DROPPED_COLUMNS as text; DataError where a reason is missing."""
+    rows = pd.concat([frame.reindex(columns=DROPPED_COLUMNS).astype(object) for frame in frames], ignore_index=True)
+    rows = pd.DataFrame({name: as_text(rows[name]) for name in DROPPED_COLUMNS})
+    rows["reason"] = rows["reason"].str.split().str.join(" ").astype("string")
+    if rows["reason"].isna().any():
+        key = "/".join(rows.loc[rows["reason"].isna(), KEY].iloc[0].fillna(""))
         raise DataError(f"dropped row {key}: expected a reason, found none; nothing is dropped without one")
-    return frame
+    return rows.sort_values(DROPPED_COLUMNS, na_position="first", ignore_index=True)
 
 
 def validate(table: pd.DataFrame, source: str) -> None:
@@ -117,61 +131,6 @@ def sample_numbers(table: pd.DataFrame) -> np.ndarray:
     return np.array([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=np.uint64)
 
 
-def write_table(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a frame as parquet, whole or not at all; missing text becomes the empty string, the index is left out."""
-    frame = table.reset_index(drop=True)
-    for name in frame.columns:
-        if _is_text(frame[name]):
-            frame[name] = frame[name].astype("string").fillna("")
-    write_atomically(path, lambda temporary: frame.to_parquet(temporary, index=False))
-
-
-def read_table(path: str | Path) -> pd.DataFrame:
-    """Inverse of `write_table`; DataError naming the file when it is absent or torn."""
-    frame = _read(path, pd.read_parquet)
-    for name in frame.columns:
-        if _is_text(frame[name]):
-            frame[name] = frame[name].astype("string").mask(frame[name] == "", pd.NA)
-    return frame
-
-
-def write_tsv(frame: pd.DataFrame, path: str | Path) -> None:
-    """Write tab-separated UTF-8 text, whole or not at all; missing values are empty."""
-    write_atomically(
-        path,
-        lambda temporary: frame.to_csv(temporary, sep="\t", index=False, na_rep="", lineterminator="\n"),
-    )
-
-
-def read_tsv(path: str | Path) -> pd.DataFrame:
-    """Every column as `string`, empty cells as NA (the word NA stays text); DataError naming the file."""
-    frame = _read(path, lambda p: pd.read_csv(p, sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_MINIMAL))
-    return pd.DataFrame({name: _text(frame[name]) for name in frame.columns})
-
-
-def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to the disk, then rename it over `path`."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _read(path: str | Path, reader: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
-    if not Path(path).is_file():
-        raise DataError(f"{path}: file not found")
-    try:
-        return reader(Path(path))
-    except Exception as error:
-        raise DataError(f"{path}: not readable as a table ({' '.join(str(error).split())[:200]})") from error
-
-
 def _refuse_missing_columns(raw: pd.DataFrame, source: str) -> None:
     present = [str(name) for name in raw.columns]
     repeated = sorted({name for name in present if present.count(name) > 1})
@@ -194,7 +153,7 @@ def _plain(table: pd.DataFrame, source: str) -> pd.DataFrame:
         elif name == "visit_years":
             columns[name] = _visit_years(table, source)
         elif name in COLUMNS and name not in NUMBERS:
-            text = _text(table[name])
+            text = as_text(table[name])
             columns[name] = text.mask(text == "NA", pd.NA) if name in CODES else text
         else:
             columns[name] = _number_or_text(table[name])
@@ -208,28 +167,7 @@ def _number_or_text(column: pd.Series) -> pd.Series:
     present = column.dropna()
     if column.dtype == object and len(present) and present.map(lambda v: isinstance(v, int | float | np.number)).all():
         return column.map(_years).astype("float64")
-    return _text(column)
-
-
-def _is_text(column: pd.Series) -> bool:
-    """False for columns of lists (embeddings), which are object columns too."""
-    return bool(pd.api.types.is_string_dtype(column.dropna()))
-
-
-def _text(column: pd.Series) -> pd.Series:
-    """`string`, stripped; empty is NA, and a whole float (an id column with gaps, read as numbers) loses its `.0`."""
-    if column.dtype == object or not pd.api.types.is_string_dtype(column.dtype):
-        column = column.astype(object).map(_as_text)
-    column = column.astype("string").str.strip()
-    return column.mask(column == "", pd.NA).astype("string")
-
-
-def _as_text(value: Any) -> Any:
-    if value is None or pd.isna(value):
-        return pd.NA
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
-    return str(value)
+    return as_text(column)
 
 
 def _years(value: Any) -> float:
@@ -242,7 +180,7 @@ def _years(value: Any) -> float:
 
 
 def _visit_years(table: pd.DataFrame, source: str) -> pd.Series:
-    written = _text(table["visit_years"])
+    written = as_text(table["visit_years"])
     years = table["visit_years"].map(_years).astype("float64")
     bad = written.notna() & ~(np.isfinite(years) & (years >= 0)) & (written.str.lower() != "nan")
     for row in table.index[bad]:
@@ -256,7 +194,7 @@ def _reasons(table: pd.DataFrame, ages: pd.Series) -> pd.Series:
     """Why each row cannot be used; NA where it can."""
     reasons = pd.Series(pd.NA, index=table.index, dtype="string")
     years = table["age_years"]
-    written = _text(ages)
+    written = as_text(ages)
     missing = written.isna() | (written.str.lower() == "nan")
     reasons[~((years > 0) & (years <= OLDEST_YEARS))] = "age_years " + written + " is outside 0 to 120 years"
     reasons[years.isna()] = "age_years '" + written + "' is not a number"
