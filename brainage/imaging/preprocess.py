@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -47,7 +48,7 @@ def load_nifti(path: str | os.PathLike) -> nib.Nifti1Image:
     if not path.is_file():
         raise DataError(f"{path}: file not found")
     try:
-        image = nib.load(path)
+        image: Any = nib.load(path)
         values = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
     except Exception as error:  # nibabel, gzip, zlib and numpy each have their own for a torn file
         raise DataError(f"{path}: damaged or no NIfTI file ({_short(error)}); download it again") from error
@@ -85,7 +86,7 @@ def centre_mm(image: nib.Nifti1Image) -> np.ndarray:
     top = int(np.flatnonzero(by_slice > 0.05 * by_slice.max())[-1])  # a speck of noise above the head is no vertex
     depth = int(BRAIN_HEIGHT_MM / np.linalg.norm(ras.affine[:3, 2]))
     bottom = max(0, top - depth)
-    centre = np.array(ndimage.center_of_mass(tissue[:, :, bottom : top + 1])) + (0, 0, bottom)
+    centre = np.array(ndimage.center_of_mass(tissue[:, :, bottom : top + 1])) + np.array([0, 0, bottom])
     return ras.affine[:3, :3] @ centre + ras.affine[:3, 3]
 
 
@@ -147,7 +148,7 @@ def _refuse_affine(image: nib.Nifti1Image, path: Path) -> None:
     header = image.header
     codes = [int(header[name]) for name in ("qform_code", "sform_code") if name in header]
     if codes and not any(codes):
-        raise DataError(f"{path}: header holds no orientation (qform and sform codes are 0): left and right are unknown")
+        raise DataError(f"{path}: no orientation in its header (qform and sform codes 0): sides are unknown")
     affine = image.affine
     if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise DataError(f"{path}: the affine of its header cannot be inverted; convert the scan again")
