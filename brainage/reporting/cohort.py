@@ -1,0 +1,116 @@
+"""The cohort's data sheet: who was used, split by split and site by site, and what was left out and why."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+
+from brainage.data.table import PERSON, SPLITS
+from brainage.reporting.figures import SPLIT_NAMES
+from brainage.reporting.tables import FEWEST_PEOPLE, Table
+
+
+def split_sheet(table: pd.DataFrame) -> Table:
+    """Scans, people, sites, sex and ages of each split."""
+    groups = [(split, table[table["split"] == split]) for split in SPLITS]
+    groups = [(SPLIT_NAMES[split], rows) for split, rows in groups if len(rows)]
+    unassigned = table[~table["split"].isin(SPLITS)]
+    groups += [("in no split", unassigned)] if len(unassigned) else []
+    data = pd.DataFrame([_counts(name, rows) for name, rows in [*groups, ("all", table)]])
+    shown = pd.DataFrame({
+        "Split": data["group"], "Scans": data["scans"].map(str), "People": data["people"].map(str),
+        "Sites": data["sites"].map(str), "F": data["F"].map(str), "M": data["M"].map(str),
+        "Sex unknown": data["sex_unknown"].map(str), "Age, mean ± sd": _mean_sd(data), "Age range": _ranges(data),
+    })  # fmt: skip
+    if not data["sex_unknown"].any():
+        shown = shown.drop(columns="Sex unknown")
+    note = (
+        "Sexes count scans; ages are years at the scan."
+        if (data["scans"] != data["people"]).any()
+        else "Ages are years."
+    )
+    return Table("cohort", "The cohort by split", data, shown, note, strong=(len(data) - 1,))
+
+
+def site_sheet(table: pd.DataFrame) -> Table:
+    """The same by site, largest first; sites of very few people keep their counts but not their ages."""
+    sites = table["site"].astype("string").fillna("unknown")
+    parts = [(name, table[sites == name]) for name in sorted(sites.unique())]
+    parts.sort(key=lambda part: -len(part[1]))
+    data = pd.DataFrame([
+        _counts(name, rows) | {"splits": ", ".join(SPLIT_NAMES[s] for s in SPLITS if s in set(rows["split"]))}
+        for name, rows in parts
+    ])  # fmt: skip
+    few = data["people"] < FEWEST_PEOPLE
+    data.loc[few, ["age_mean", "age_sd", "age_min", "age_max"]] = np.nan
+    shown = pd.DataFrame({
+        "Site": data["group"], "Splits": data["splits"], "Scans": data["scans"].map(str),
+        "People": data["people"].map(str), "F": data["F"].map(str), "M": data["M"].map(str),
+        "Age, mean ± sd": _mean_sd(data), "Age range": _ranges(data),
+    })  # fmt: skip
+    note = f"Ages are not shown for sites of fewer than {FEWEST_PEOPLE} people." if few.any() else ""
+    return Table("sites", "The cohort by site", data, shown, note, text_columns=2)
+
+
+def dropped_sheet(dropped: pd.DataFrame) -> Table:
+    """Dropped scans counted by reason, with nothing in the reason that could name a person."""
+    counts = Counter(anonymous_reasons(dropped))
+    data = pd.DataFrame(counts.most_common(), columns=["reason", "scans"])
+    shown = pd.DataFrame({"Reason": data["reason"], "Scans": data["scans"].map(str)})
+    return Table("dropped", "Scans left out, by reason", data, shown)
+
+
+def anonymous_reasons(dropped: pd.DataFrame) -> list[str]:
+    """Each row's reason without identifiers, paths and quoted values, and without numbers that differ from row to row.
+
+    >>> rows = {"participant_id": ["p1", "p2"], "reason": ["age 999 of p1 not in 0 to 90", "age -4 of p2 not in 0 to 90"]}
+    >>> anonymous_reasons(pd.DataFrame(rows))
+    ['age … of … not in 0 to 90', 'age … of … not in 0 to 90']
+    """
+    columns = [name for name in ("participant_id", "session_id", "path") if name in dropped]
+    known = {str(value) for name in columns for value in dropped[name].dropna()}
+    words = [[_masked(word, known) for word in str(reason).split()] for reason in dropped["reason"]]
+    groups: dict[tuple[str, ...], list[list[str]]] = {}
+    for row in words:
+        groups.setdefault(_shape(row), []).append(row)
+    common = {
+        shape: " ".join(column[0] if len(set(column)) == 1 else "…" for column in zip(*rows, strict=True))
+        for shape, rows in groups.items()
+    }
+    return [common[_shape(row)] for row in words]
+
+
+def _shape(words: list[str]) -> tuple[str, ...]:
+    return tuple("…" if re.search(r"\d", word) else word for word in words)
+
+
+def _masked(word: str, known: set[str]) -> str:
+    """The word, or an ellipsis where it may name a scan: a known identifier, a path, a quote, letters with digits."""
+    bare = word.strip("'\"`.,;:()[]")
+    mixed = re.search(r"\d", bare) and re.search(r"[^\W\d]", bare)
+    if bare in known or "/" in bare or "\\" in bare or word[:1] in "'\"`" or mixed:
+        return "…"
+    return word
+
+
+def _counts(name: str, rows: pd.DataFrame) -> dict[str, object]:
+    sex, ages = rows["sex"].fillna("NA"), rows["age_years"]
+    return {
+        "group": name, "scans": len(rows), "people": len(rows.drop_duplicates(PERSON)),
+        "sites": rows["site"].nunique(), "F": int((sex == "F").sum()), "M": int((sex == "M").sum()),
+        "sex_unknown": int((~sex.isin(["F", "M"])).sum()),
+        "age_mean": ages.mean(), "age_sd": ages.std(), "age_min": ages.min(), "age_max": ages.max(),
+    }  # fmt: skip
+
+
+def _mean_sd(data: pd.DataFrame) -> list[str]:
+    pairs = zip(data["age_mean"], data["age_sd"], strict=True)
+    return ["–" if pd.isna(mean) else f"{mean:.1f}" if pd.isna(sd) else f"{mean:.1f} ± {sd:.1f}" for mean, sd in pairs]
+
+
+def _ranges(data: pd.DataFrame) -> list[str]:
+    pairs = zip(data["age_min"], data["age_max"], strict=True)
+    return ["–" if pd.isna(low) else f"{low:.1f}–{high:.1f}" for low, high in pairs]

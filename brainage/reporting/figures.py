@@ -1,0 +1,276 @@
+"""Figures of the report: one panel each, so that a page can set them side by side or one under the other.
+
+Every function gives a matplotlib Figure and knows nothing of run folders. Colours are Okabe and Ito's, told apart by
+people with any colour vision; letters are drawn as outlines, so that a figure looks the same on every machine.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+ACCENT = "#0072B2"
+INK, MUTED, GRID = "#1f2933", "#66727f", "#e3e7eb"
+PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D1F", "#5D3A9B"]
+SPLIT_COLOURS = {"train": "#8a949e", "val": "#E69F00", "test_internal": "#0072B2", "test_external": "#D55E00"}
+SPLIT_NAMES = {"train": "train", "val": "val", "test_internal": "internal test", "test_external": "external test"}
+MOST_SITES_NAMED = 8
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans", "font.size": 9, "mathtext.fontset": "dejavusans",
+    "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 8,
+    "axes.labelsize": 9, "axes.labelcolor": INK, "axes.edgecolor": MUTED, "axes.linewidth": 0.8,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+    "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7, "text.color": INK,
+    "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "legend.fontsize": 8.5, "legend.frameon": False,
+    "lines.linewidth": 1.6, "lines.solid_capstyle": "round", "figure.facecolor": "white", "savefig.facecolor": "white",
+    "svg.fonttype": "path", "svg.hashsalt": "brainage", "image.cmap": "viridis",
+}  # fmt: skip
+WIDTH, HEIGHT = 4.4, 3.5  # inches; one column of the page
+RASTER_DPI = 200
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def styled(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a drawing function in the one style of all figures."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+@styled
+def save_figure(figure: Figure, stem: Path) -> str:
+    """Write `stem`.svg and `stem`.png; gives the SVG as a data URI. Equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", dpi=RASTER_DPI, metadata={"Date": None, "Creator": None})
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_name(stem.name + ".svg").write_bytes(buffer.getvalue())
+    figure.savefig(stem.with_name(stem.name + ".png"), dpi=160, metadata={"Software": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def thin(n: int, most: int, seed: int = 0) -> np.ndarray:
+    """Sorted indices of at most `most` of n points, drawn without replacement.
+
+    >>> thin(3, 5).tolist(), len(thin(5000, 2000))
+    ([0, 1, 2], 2000)
+    """
+    return np.arange(n) if n <= most else np.sort(np.random.default_rng(seed).choice(n, most, replace=False))
+
+
+def names(text: str) -> str:
+    """Mathematical names as matplotlib sets them.
+
+    >>> names("L^exp")
+    '$L^{exp}$'
+    """
+    return text.replace("L^exp", "$L^{exp}$").replace("L_c", "$L_c$").replace("R^2", "$R^2$")
+
+
+@styled
+def age_scatter(
+    age_years: np.ndarray,
+    predicted_years: np.ndarray,
+    *,
+    split: str,
+    most: int,
+    limits: tuple[float, float],
+    title: str,
+) -> Figure:
+    """Predicted against chronological age with the identity line; draws at most `most` points."""
+    figure, axes = _panel(height=4.0)
+    low, high = limits
+    axes.plot([low, high], [low, high], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    kept = thin(len(age_years), most)
+    size = float(np.clip(5000 / max(len(kept), 1), 7, 26))
+    axes.scatter(
+        age_years[kept], predicted_years[kept], s=size, color=SPLIT_COLOURS[split], alpha=0.6, linewidths=0,
+        rasterized=True, zorder=2,
+    )  # fmt: skip
+    axes.set(
+        xlim=limits, ylim=limits, xlabel="chronological age (years)", ylabel="predicted age (years)", aspect="equal"
+    )
+    axes.set_title(names(title))
+    return figure
+
+
+@styled
+def error_by_band(bands: pd.DataFrame, *, ylabel: str, title: str, zero_line: bool) -> Figure:
+    """Estimate and interval of an error for each decade of age; columns split, band, estimate, low, high."""
+    figure, axes = _panel()
+    order = sorted(bands["band"].unique(), key=lambda band: int(band.split("-")[0]))
+    if zero_line:
+        axes.axhline(0, color=MUTED, linewidth=1)
+    splits = [split for split in SPLIT_COLOURS if split in set(bands["split"])]
+    for number, split in enumerate(splits):
+        rows = bands[bands["split"] == split]
+        x = np.array([order.index(band) for band in rows["band"]]) + (number - (len(splits) - 1) / 2) * 0.22
+        spread = np.abs(rows[["low", "high"]].to_numpy(float).T - rows["estimate"].to_numpy(float))
+        axes.errorbar(
+            x, rows["estimate"], yerr=spread, fmt="os"[number % 2], color=SPLIT_COLOURS[split], markersize=5,
+            elinewidth=1.4, label=SPLIT_NAMES[split],
+        )  # fmt: skip
+    axes.set_xticks(range(len(order)), order)
+    axes.grid(axis="x", visible=False)
+    axes.set(xlabel="chronological age (years)", ylabel=ylabel, xlim=(-0.6, len(order) - 0.4))
+    if not zero_line:
+        axes.set_ylim(bottom=0)
+    axes.set_title(title)
+    if len(splits) > 1:
+        axes.legend(loc="best")
+    return figure
+
+
+@styled
+def dots_with_intervals(
+    rows: pd.DataFrame,
+    *,
+    xlabel: str,
+    title: str,
+    colours: list[str],
+    reference: float | None = None,
+    reference_name: str = "",
+) -> Figure:
+    """One dot and interval a row, first row on top; columns name, estimate, low, high."""
+    figure, axes = _panel(height=1.25 + 0.24 * max(len(rows), 3))
+    y = np.arange(len(rows))[::-1]
+    if reference is not None and np.isfinite(reference):
+        axes.axvline(reference, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        axes.annotate(
+            reference_name, (reference, 1), xycoords=("data", "axes fraction"), xytext=(-4, -2),
+            textcoords="offset points", ha="right", va="top", color=MUTED, fontsize=8.5,
+        )  # fmt: skip
+    axes.hlines(y, rows["low"], rows["high"], colors=colours, linewidth=1.6)
+    axes.scatter(rows["estimate"], y, s=28, c=colours, zorder=3, linewidths=0)
+    axes.set_yticks(y, [names(name) for name in rows["name"]])
+    axes.set(xlabel=xlabel, ylim=(-0.7, len(rows) - 0.3 + 0.5 * (reference is not None)), xlim=(0, None))
+    axes.grid(axis="y", visible=False)
+    axes.set_title(names(title))
+    return figure
+
+
+@styled
+def map_by_age(points: np.ndarray, age_years: np.ndarray, *, labels: tuple[str, str], title: str) -> Figure:
+    """Two-dimensional embedding [n, 2], each point coloured by its age."""
+    figure, axes = _map_panel(points, labels, title)
+    drawn = axes.scatter(*points.T, c=age_years, s=_map_size(points), alpha=0.85, linewidths=0, rasterized=True)
+    bar = figure.colorbar(drawn, ax=axes, orientation="horizontal", fraction=0.05, pad=0.02, aspect=40)
+    bar.set_label("age (years)")
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    return figure
+
+
+@styled
+def map_by_site(points: np.ndarray, site: pd.Series, *, labels: tuple[str, str], title: str) -> Figure:
+    """The same map coloured by site; with many sites the largest have their own colour and the others share grey."""
+    figure, axes = _map_panel(points, labels, title)
+    site = site.astype("string").fillna("unknown").reset_index(drop=True)
+    counts = site.value_counts()
+    counts = counts[sorted(counts.index, key=lambda name: (-counts[name], name))]
+    named = list(counts.index[:MOST_SITES_NAMED])
+    others = ~site.isin(named).to_numpy()
+    size = _map_size(points)
+    if others.any():
+        label = f"{len(counts) - len(named)} other sites ({others.sum()})"
+        axes.scatter(*points[others].T, s=size, color="#c3cad1", linewidths=0, label=label, rasterized=True)
+    for number, name in enumerate(named):
+        kept = (site == name).to_numpy()
+        marker = "o^sD"[number // 4 + 2 * (number % 2)]
+        axes.scatter(
+            *points[kept].T, s=size, color=PALETTE[number], marker=marker, alpha=0.8, linewidths=0,
+            label=f"{_short(name)} ({kept.sum()})", rasterized=True,
+        )  # fmt: skip
+    figure.legend(loc="outside lower center", ncols=2 if len(named) > 3 else max(len(named), 1), markerscale=1.3)
+    return figure
+
+
+@styled
+def curve(series: Mapping[str, pd.DataFrame], *, title: str, ylabel: str, log: bool = False) -> Figure:
+    """Named curves over the training step (columns step, value); dense ones as a running mean over their own spread."""
+    figure, axes = _panel(height=2.9)
+    for number, (name, points) in enumerate(series.items()):
+        constant = name.startswith("collapse")
+        colour = MUTED if constant else PALETTE[[0, 4, 2, 3][number % 4]]
+        line = _binned(points)
+        if len(points) > len(line):
+            axes.fill_between(line["step"], line["low"], line["high"], color=colour, alpha=0.18, linewidth=0)
+        marker = "o" if len(line) <= 12 and not constant else None
+        style = (0, (4, 3)) if constant else "-"
+        axes.plot(line["step"], line["value"], color=colour, label=name, linestyle=style, marker=marker, markersize=3.5)
+    if log:
+        axes.set_yscale("log")
+    axes.set(xlabel="training step", ylabel=ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_title(title)
+    if len(series) > 1:
+        axes.legend(loc="best")
+    return figure
+
+
+@styled
+def age_histogram(ages: Mapping[str, np.ndarray]) -> Figure:
+    """Scans by age in five-year bins, one row a split with the same age axis."""
+    splits = [split for split in SPLIT_COLOURS if len(ages.get(split, ()))]
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.95 * len(splits)), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(len(splits), 1, sharex=True))
+    every = np.concatenate([ages[split] for split in splits])
+    bins = np.arange(5 * np.floor(every.min() / 5), every.max() + 5.001, 5)
+    for axes, split in zip(panels, splits, strict=True):
+        axes.hist(ages[split], bins=bins, color=SPLIT_COLOURS[split], rwidth=0.92)
+        axes.grid(axis="x", visible=False)
+        axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+        axes.set_title(f"{SPLIT_NAMES[split]} ({len(ages[split])} scans)", fontsize=8.5, pad=3)
+    panels[-1].set_xlabel("age (years)")
+    figure.supylabel("scans", fontsize=9)
+    return figure
+
+
+def _panel(height: float = HEIGHT) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _map_panel(points: np.ndarray, labels: tuple[str, str], title: str) -> tuple[Figure, Axes]:
+    figure, axes = _panel(height=4.3)
+    axes.set(xlabel=labels[0], ylabel=labels[1], xticks=[], yticks=[])
+    axes.set_title(title)
+    span = np.ptp(points, axis=0) * 0.05 + 1e-9
+    axes.set_xlim(points[:, 0].min() - span[0], points[:, 0].max() + span[0])
+    axes.set_ylim(points[:, 1].min() - span[1], points[:, 1].max() + span[1])
+    return figure, axes
+
+
+def _map_size(points: np.ndarray) -> float:
+    return float(np.clip(6000 / max(len(points), 1), 6, 24))
+
+
+def _binned(points: pd.DataFrame, most: int = 160) -> pd.DataFrame:
+    """Mean, minimum and maximum over neighbouring steps where there are more than `most` points."""
+    if len(points) <= most:
+        return points.assign(low=points["value"], high=points["value"])
+    group = np.arange(len(points)) * most // len(points)
+    grouped = points.groupby(group)
+    value = grouped["value"]
+    return pd.DataFrame(
+        {"step": grouped["step"].mean(), "value": value.mean(), "low": value.min(), "high": value.max()}
+    )
+
+
+def _short(name: str, most: int = 16) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"

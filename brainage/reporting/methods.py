@@ -1,0 +1,181 @@
+"""The experiment in sentences, with what each word means and where it comes from."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from brainage.config import AugmentConfig, Experiment, LossConfig
+from brainage.losses.names import CONTRASTIVE_NAMES
+from brainage.reporting.run_folder import RunFolder
+
+LOSSES = {
+    "exp": (
+        "L^exp (Barbano et al. 2023, 2025): each sample attracts every other one in proportion to how near their ages are "
+        "(weight w), and in the denominator every similarity is multiplied by 1 − w, so that repulsion grows with the "
+        "age distance: − Σ [w / Σw] log( exp(s) / Σ exp(s (1 − w)) ), averaged over samples"
+    ),
+    "yaware": (
+        "y-Aware InfoNCE (Dufumier et al. 2021): the InfoNCE terms of all pairs, weighted by how near their ages are: "
+        "− Σ [w / Σw] log( exp(s) / Σ exp(s) ), averaged over samples"
+    ),
+    "infonce": "InfoNCE: the other view of the same scan against everyone else in the batch, whatever their age",
+    "supcon": "supervised contrastive loss: everyone of the same age bin attracts, everyone else in the batch repels",
+    "l1": "L1: mean absolute difference between predicted and chronological age, from a linear head",
+    "l2": "L2: mean squared difference between predicted and chronological age, from a linear head",
+    "huber": "Huber: squared difference for small errors of age, absolute for large ones, from a linear head",
+}
+SIMILARITIES = {
+    "cosine": "s is the cosine similarity of two embeddings divided by the temperature",
+    "shifted": "s is the cosine similarity minus 1, divided by the temperature (the form that the published code trains)",
+}
+ENCODERS = {
+    "resnet18": "3D ResNet-18", "resnet34": "3D ResNet-34", "resnet50": "3D ResNet-50",
+    "densenet121": "3D DenseNet-121", "alexnet": "3D AlexNet", "mlp": "multilayer perceptron",
+}  # fmt: skip
+HEADS = {
+    "mlp": "linear, ReLU, linear", "mlp_bn": "linear, batch normalisation, ReLU, linear", "linear": "one linear layer",
+}  # fmt: skip
+AUGMENTATIONS = {
+    "flip_p": "left-right flip", "affine_p": "affine", "crop_p": "random crop", "blur_p": "blur", "noise_p": "noise",
+    "intensity_p": "intensity", "cutout_p": "cut-out",
+}  # fmt: skip
+
+
+class Definition(NamedTuple):
+    term: str
+    text: str
+
+
+class Reference(NamedTuple):
+    text: str
+    address: str
+
+
+GLOSSARY = [
+    Definition("MAE", "Mean absolute error: the mean of |predicted − chronological age|, in years."),
+    Definition("RMSE", "Root of the mean squared error, in years; large errors weigh more than in the MAE."),
+    Definition("R²", "Share of the variance of age that is explained; 0 for predicting the mean, negative when worse."),
+    Definition("r", "Pearson correlation of predicted and chronological age; blind to a constant offset."),
+    Definition(
+        "Mean predictor", "Answers everyone with the mean age of the people fitted on. The least a model must beat."
+    ),
+    Definition("Internal / external", "Test people from sites that were trained on / from sites that were not."),
+    Definition(
+        "Site BAcc",
+        "Balanced accuracy of a logistic regression that reads the site from the embedding, on the internal test. "
+        "Chance is one over the number of sites; lower means that less of the scanner is left in the embedding.",
+    ),
+    Definition("L_c", "Challenge score of OpenBHB: BAcc (as a fraction) to the power 0.3, times the external MAE."),
+    Definition("Collapse value", "The loss of an encoder that gives everyone the same embedding, for the same ages."),
+    Definition("Effective rank", "How many directions the embedding uses: exp of the entropy of its singular values."),
+    Definition("95 % interval", "Percentile bootstrap over people; it does not include the luck of the training seed."),
+]
+REFERENCES = [
+    Reference(
+        "Barbano C. A., Dufumier B., Duchesnay E., Grangetto M., Gori P. (2025). Robust brain age estimation from "
+        "structural MRI with contrastive learning. arXiv 2507.01794.",
+        "https://arxiv.org/abs/2507.01794",
+    ),
+    Reference(
+        "Barbano C. A., Dufumier B., Duchesnay E., Grangetto M., Gori P. (2023). Contrastive learning for regression in "
+        "multi-site brain age prediction. ISBI 2023. arXiv 2211.08326.",
+        "https://arxiv.org/abs/2211.08326",
+    ),
+    Reference(
+        "Dufumier B. et al. (2021). Contrastive learning with continuous proxy meta-data for 3D MRI classification. "
+        "MICCAI 2021.",
+        "https://arxiv.org/abs/2106.08808",
+    ),
+    Reference(
+        "Dufumier B. et al. (2022). OpenBHB: a large-scale multi-site brain MRI data-set for age prediction and "
+        "debiasing. NeuroImage 263, 119637.",
+        "https://doi.org/10.1016/j.neuroimage.2022.119637",
+    ),
+]
+
+
+def methods(run: RunFolder) -> list[str]:
+    """Paragraphs that say what was done, generated from the configuration."""
+    return [_data(run), _network(run.experiment), _training(run.experiment), _evaluation(run.experiment)]
+
+
+def encoder_name(experiment: Experiment) -> str:
+    """Name of the encoder with its width where that is not the published one."""
+    encoder = experiment.encoder
+    width = "" if encoder.width == 1 else f" × {encoder.width:g} width"
+    return ENCODERS.get(encoder.name, encoder.name) + width
+
+
+def _data(run: RunFolder) -> str:
+    data, contract = run.experiment.data, run.contract
+    shape = " × ".join(str(n) for n in contract.get("shape", [])[-3:])
+    text = f"Scans of the cohort {data.cohort} were used in the form “{data.modality}”"
+    if contract.get("kind") == "volume":
+        spacing = " × ".join(f"{mm:g}" for mm in contract.get("spacing_mm", []))
+        text += f" ({shape} voxels of {spacing} mm" + (f", {contract['space']})" if contract.get("space") else ")")
+    elif contract.get("kind") == "vector":
+        text += f" ({shape} values a scan)"
+    rules = {
+        "zscore": "each sample was z-scored by itself",
+        "standardise": "each feature was standardised by the train set",
+    }
+    text += f"; {rules.get(data.intensity, 'intensities were left as stored')}. "
+    if data.external_sites:
+        text += f"The sites {', '.join(data.external_sites)} were held out whole as the external test. "
+    return text + f"{100 * data.val_fraction:g} % of the training people were set apart for validation."
+
+
+def _network(experiment: Experiment) -> str:
+    encoder, loss = experiment.encoder, experiment.loss
+    hidden = f" with hidden layers of {', '.join(map(str, encoder.hidden))}" if encoder.name == "mlp" else ""
+    text = f"The encoder is a {encoder_name(experiment)}{hidden}"
+    if loss.name in CONTRASTIVE_NAMES:
+        text += f", followed by a projection head ({HEADS[encoder.head]}) to {encoder.head_dim} dimensions"
+    return f"{text}. It was trained with {LOSSES[loss.name]}.{_loss_settings(loss)}"
+
+
+def _loss_settings(loss: LossConfig) -> str:
+    if loss.name not in CONTRASTIVE_NAMES:
+        return f" Huber's transition lies at {loss.huber_delta_years:g} years." if loss.name == "huber" else ""
+    settings = [SIMILARITIES[loss.similarity if loss.name == "exp" else "cosine"], f"temperature {loss.temperature:g}"]
+    if loss.name in ("exp", "yaware"):
+        settings.append(f"w is a {loss.kernel} kernel of {loss.sigma_years:g} years on the age difference")
+    if loss.name == "supcon":
+        settings.append(f"age bins are {loss.bin_years:g} years wide")
+    same = "are left out of each other's sums" if loss.same_subject == "exclude" else "count as of the same age"
+    return f" Here {'; '.join(settings)}; two scans of one person {same}."
+
+
+def _training(experiment: Experiment) -> str:
+    optim, trainer, views = experiment.optim, experiment.trainer, experiment.augment.views
+    schedule = {
+        "constant": "a constant rate",
+        "step": f"the rate multiplied by {optim.step_gamma:g} every {optim.step_epochs} epochs",
+        "cosine": "cosine decay",
+    }[optim.schedule]
+    name = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}[optim.name]
+    text = (
+        f"{name} with learning rate {optim.lr:g}, weight decay {optim.weight_decay:g} and {schedule}; batches of "
+        f"{experiment.data.batch_size} subjects with {views} view{'s' if views > 1 else ''} each; up to {trainer.epochs} "
+        f"epochs in {trainer.precision}. The last checkpoint was kept; none was chosen on a test set. "
+    )
+    return text + _augmentation(experiment.augment)
+
+
+def _augmentation(augment: AugmentConfig) -> str:
+    used = {word: getattr(augment, key) for key, word in AUGMENTATIONS.items() if getattr(augment, key) > 0}
+    if not used:
+        return "No augmentation was applied."
+    return f"Views were augmented with (probability): {', '.join(f'{word} ({p:g})' for word, p in used.items())}."
+
+
+def _evaluation(experiment: Experiment) -> str:
+    evaluate = experiment.evaluate
+    features = "encoder's features" if evaluate.features == "trunk" else "projection head's output"
+    return (
+        f"The network was frozen and its {features} embedded every scan. Age was read out by ridge regression (penalty chosen "
+        f"by five-fold cross-validation grouped by person) fitted on {' and '.join(evaluate.fit_splits)}, without "
+        "standardisation; the site by multinomial logistic regression, scored on the internal test only. Intervals are "
+        f"percentiles of {evaluate.bootstrap} bootstrap resamples of people. The protocol follows the OpenBHB challenge "
+        "(Dufumier et al. 2022)."
+    )

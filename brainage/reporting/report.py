@@ -1,0 +1,102 @@
+"""report.html: one self-contained page about a run, written from the files of its run folder alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+from brainage import __version__
+from brainage.data.table import SPLITS, write_atomically
+from brainage.reporting.figures import SPLIT_NAMES
+from brainage.reporting.findings import findings
+from brainage.reporting.methods import encoder_name
+from brainage.reporting.run_folder import RunFolder, read_run
+from brainage.reporting.sections import SECTIONS, Page
+from brainage.reporting.tables import L_C, MAE, SITE_BACC, SITE_CHANCE, Cell, estimate, mean_predictor, model_name
+
+MATHEMATICS = {"L^exp": "L<sup>exp</sup>", "L_c": "L<sub>c</sub>"}
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write report.html, figures/*.svg and .png, and tables/*.csv and .tex into a run folder; gives the page's path.
+
+    What is not there yet (journal, results, predictions, embeddings) is named in its place with the command that makes
+    it. Raises DataError when the folder or its config.yaml is not there, or a file in it is not readable.
+    """
+    run = read_run(run_folder)
+    page = Page(run)
+    built = [(section, section.build(page)) for section in SECTIONS]
+    text = _environment().get_template("report.html.j2").render(
+        title=_title(run), run=run, facts=_facts(run), tiles=_tiles(run), findings=findings(run), sections=built,
+        version=__version__,
+    )  # fmt: skip
+    path = run.path / "report.html"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return path
+
+
+def prose(text: Any) -> Markup:
+    """Escaped text with the names of losses and scores set as mathematics and `code` between backticks.
+
+    >>> prose("L^exp < 1")
+    Markup('L<sup>exp</sup> &lt; 1')
+    """
+    safe = str(escape(str(text)))
+    for plain, markup in MATHEMATICS.items():
+        safe = safe.replace(plain, markup)
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", safe))
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("brainage.reporting", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["prose"] = prose
+    environment.filters["cell"] = lambda value: value if isinstance(value, Cell) else Cell(str(value))
+    return environment
+
+
+def _title(run: RunFolder) -> str:
+    data = run.experiment.data
+    return f"{model_name(run.model)} on {data.cohort} ({data.modality})"
+
+
+def _facts(run: RunFolder) -> list[tuple[str, str]]:
+    experiment = run.experiment
+    facts = [
+        ("Experiment", experiment.name),
+        ("Loss", model_name(run.model)),
+        ("Encoder", encoder_name(experiment)),
+        ("Cohort", f"{experiment.data.cohort}, {experiment.data.modality}"),
+    ]
+    if run.table is not None:
+        counts = run.table["split"].value_counts()
+        facts += [(SPLIT_NAMES[split].capitalize(), f"{counts[split]} scans") for split in SPLITS if split in counts]
+    return facts
+
+
+def _tiles(run: RunFolder) -> list[tuple[str, str, str]]:
+    """Name, number and comparison of the four numbers that a reader looks for first."""
+    cohort, tiles = run.experiment.data.cohort, []
+    for split in ("test_internal", "test_external"):
+        mae, guess = estimate(run, cohort, run.model, split, *MAE), mean_predictor(run, cohort, run.model, split)
+        if mae:
+            against = f"{mae.interval(2)}, mean predictor {guess.estimate:.2f}" if guess else mae.interval(2)
+            tiles.append((f"MAE, {SPLIT_NAMES[split]}", f"{mae.estimate:.2f} years", against))
+    bacc = estimate(run, cohort, run.model, "test_internal", *SITE_BACC)
+    chance = estimate(run, cohort, run.model, "test_internal", *SITE_CHANCE)
+    if bacc:
+        against = f"chance {100 * chance.estimate:.1f} %, lower is better" if chance else "lower is better"
+        tiles.append(("Site read from the embedding", f"{100 * bacc.estimate:.1f} %", against))
+    score = estimate(run, cohort, run.model, "test_external", *L_C)
+    if score:
+        tiles.append(("Challenge score L_c", f"{score.estimate:.2f}", score.interval(2) or "lower is better"))
+    return tiles

@@ -1,0 +1,269 @@
+"""Tables of the report: numbers for CSV, the same rows as short text for the page and for LaTeX (booktabs)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from brainage.data.table import PERSON, write_atomically
+from brainage.reporting.figures import SPLIT_NAMES
+from brainage.reporting.run_folder import RunFolder
+
+TESTS = ("test_internal", "test_external")
+# task and metric of results.csv
+MAE = ("age", "mae_years")
+MEAN_PREDICTOR = ("age", "mae_mean_predictor_years")
+SITE_BACC = ("site", "balanced_accuracy")
+SITE_CHANCE = ("site", "chance")
+L_C = ("challenge", "l_c")
+BASELINES = ("untrained", "pca_ridge", "ridge")
+MODEL_NAMES = {
+    "exp": "L^exp", "yaware": "y-Aware", "infonce": "InfoNCE", "supcon": "SupCon",
+    "l1": "L1, supervised", "l2": "L2, supervised", "huber": "Huber, supervised",
+    "untrained": "untrained encoder", "pca_ridge": "PCA + ridge", "ridge": "ridge on raw values",
+}  # fmt: skip
+FEWEST_PEOPLE = 5  # a group below this is neither averaged nor shown with its ages
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "±": r"$\pm$", "–": "--", "—": "---", "…": r"\dots{}", "≥": r"$\geq$", "×": r"$\times$",
+}  # fmt: skip
+
+
+@dataclass
+class Cell:
+    """A value with smaller lines under it (its interval, what to compare it with)."""
+
+    main: str
+    small: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return " ".join([self.main, *self.small])
+
+
+@dataclass
+class Table:
+    """`data` goes to CSV, `shown` (text or Cell) to the page and to LaTeX; equal rows in equal order."""
+
+    name: str
+    caption: str
+    data: pd.DataFrame
+    shown: pd.DataFrame
+    note: str = ""
+    text_columns: int = 1  # leading columns set to the left; the others are numbers
+    strong: tuple[int, ...] = ()  # rows to stand out
+
+
+@dataclass
+class Estimate:
+    """One metric of one model: with several seeds the mean over the networks, with the intervals' mean ends."""
+
+    estimate: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+    n: int = 0
+    seeds: int = 0
+    seed_sd: float = np.nan
+
+    def __bool__(self) -> bool:
+        return bool(np.isfinite(self.estimate))
+
+    def interval(self, digits: int, scale: float = 1) -> str:
+        """`[low, high]`, or nothing where there is none."""
+        if not (np.isfinite(self.low) and np.isfinite(self.high)):
+            return ""
+        return f"[{self.low * scale:.{digits}f}, {self.high * scale:.{digits}f}]"
+
+
+def model_name(model: str) -> str:
+    """The name a reader knows, e.g. L^exp for exp."""
+    return MODEL_NAMES.get(model, model)
+
+
+def models(run: RunFolder) -> list[tuple[str, str]]:
+    """(cohort, model) pairs of the results: the run's own cohort and loss first, then siblings, then baselines."""
+    if run.results is None:
+        return []
+    pairs = list(dict.fromkeys(zip(run.results["cohort"].fillna(""), run.results["model"], strict=True)))
+
+    def rank(pair: tuple[str, str]) -> tuple[bool, int]:
+        cohort, model = pair
+        order = 0 if model == run.model else 2 + BASELINES.index(model) if model in BASELINES else 1
+        return cohort != run.experiment.data.cohort, order
+
+    return sorted(pairs, key=rank)
+
+
+def estimate(run: RunFolder, cohort: str, model: str, split: str, task: str, metric: str) -> Estimate:
+    """One metric of one model on one split, averaged over its seeds; an empty Estimate where it was not measured."""
+    if run.results is None:
+        return Estimate()
+    rows = run.results
+    rows = rows[(rows["model"] == model) & (rows["cohort"].fillna("") == cohort) & (rows["split"] == split)]
+    rows = rows[(rows["task"] == task) & (rows["metric"] == metric) & rows["estimate"].notna()]
+    if rows.empty:
+        return Estimate()
+    values, n = rows["estimate"], rows["n"].max()
+    return Estimate(
+        estimate=float(values.mean()), low=float(rows["low"].mean()), high=float(rows["high"].mean()),
+        n=0 if pd.isna(n) else int(n), seeds=len(rows), seed_sd=float(values.std()) if len(rows) > 1 else np.nan,
+    )  # fmt: skip
+
+
+def mean_predictor(run: RunFolder, cohort: str, model: str, split: str) -> Estimate:
+    """MAE of answering every person with the mean age of the people fitted on."""
+    return estimate(run, cohort, model, split, *MEAN_PREDICTOR)
+
+
+def headline(run: RunFolder) -> Table | None:
+    """Models side by side on the two test splits; None before an evaluation."""
+    pairs = models(run)
+    if not pairs:
+        return None
+    several = len({cohort for cohort, _ in pairs}) > 1
+    data, shown = zip(*[_headline_row(run, cohort, model) for cohort, model in pairs], strict=True)
+    rows = pd.DataFrame(shown)
+    seeds = max(row["seeds"] for row in data)
+    note = (
+        "Lower is better in every column of numbers. Brackets: 95 % interval by bootstrap over people. "
+        "“mean” is the error of answering every person with the mean age of the people fitted on. "
+        "Site BAcc is the balanced accuracy of reading the site from the embedding, with chance under it. "
+    )
+    if seeds > 1:
+        note += "Several seeds: mean and sd over the networks, the ends of their intervals averaged."
+    return Table(
+        "headline", "Age and site read from the frozen embedding", pd.DataFrame(data),
+        rows if several else rows.drop(columns="Cohort"), note, text_columns=1 + several,
+        strong=tuple(i for i, (_, model) in enumerate(pairs) if model == run.model),
+    )  # fmt: skip
+
+
+def _headline_row(run: RunFolder, cohort: str, model: str) -> tuple[dict[str, object], dict[str, object]]:
+    name = model_name(model)
+    data: dict[str, object] = {"cohort": cohort, "model": model}
+    shown: dict[str, object] = {"Model": Cell(name), "Cohort": cohort}
+    seeds, people, ages = 1, [], []
+    for split, word in zip(TESTS, ("internal", "external"), strict=True):
+        mae, guess = estimate(run, cohort, model, split, *MAE), mean_predictor(run, cohort, model, split)
+        low, high = age_range(run, cohort, model, split)
+        seeds = max(seeds, mae.seeds)
+        data |= {f"mae_{word}": mae.estimate, f"mae_{word}_low": mae.low, f"mae_{word}_high": mae.high}
+        data |= {f"mae_{word}_seed_sd": mae.seed_sd, f"mae_{word}_mean_predictor": guess.estimate}
+        data |= {f"n_{word}": mae.n, f"age_{word}_min": low, f"age_{word}_max": high}
+        lines = [mae.interval(2), f"seed sd {mae.seed_sd:.2f}" if mae.seeds > 1 else ""]
+        lines.append(f"mean {guess.estimate:.2f}" if guess else "")
+        shown[f"MAE {word} (years)"] = Cell(f"{mae.estimate:.2f}", tuple(filter(None, lines))) if mae else Cell("–")
+        people.append(str(mae.n) if mae else "–")
+        ages.append(f"{low:.0f}–{high:.0f}" if np.isfinite(low) else "–")
+    bacc = estimate(run, cohort, model, TESTS[0], *SITE_BACC)
+    chance = estimate(run, cohort, model, TESTS[0], *SITE_CHANCE)
+    score = estimate(run, cohort, model, TESTS[1], *L_C)
+    data |= {"site_bacc": bacc.estimate, "site_bacc_low": bacc.low, "site_bacc_high": bacc.high}
+    data |= {"site_chance": chance.estimate, "l_c": score.estimate, "l_c_low": score.low, "l_c_high": score.high}
+    data["seeds"] = seeds
+    small = tuple(filter(None, [bacc.interval(1, 100), f"chance {100 * chance.estimate:.1f}" if chance else ""]))
+    shown["Site BAcc (%)"] = Cell(f"{100 * bacc.estimate:.1f}", small) if bacc else Cell("–")
+    shown["L_c"] = Cell(f"{score.estimate:.2f}", tuple(filter(None, [score.interval(2)]))) if score else Cell("–")
+    shown["n int / ext"] = " / ".join(people)
+    shown["Ages int / ext"] = " / ".join(ages)
+    shown["Model"] = Cell(name, (f"{seeds} seeds",) if seeds > 1 else ())
+    return data, shown
+
+
+def age_range(run: RunFolder, cohort: str, model: str, split: str) -> tuple[float, float]:
+    """Youngest and oldest person scored, in years; NaN without predictions."""
+    if run.predictions is None:
+        return np.nan, np.nan
+    rows = run.predictions
+    rows = rows[(rows["cohort"] == cohort) & (rows["split"] == split)]
+    named = rows["label"].str.replace(r"[-_]seed[-_]?\d+$", "", regex=True) == model
+    ages = rows.loc[named, "age_years"]
+    return (float(ages.min()), float(ages.max())) if len(ages) else (np.nan, np.nan)
+
+
+def all_results(run: RunFolder) -> Table | None:
+    """Every row of results.csv, one network at a time."""
+    if run.results is None:
+        return None
+    rows = run.results[["run", "cohort", "split", "task", "metric", "estimate", "low", "high", "n", "note"]]
+    shown = pd.DataFrame({
+        "Network": rows["run"], "Split": rows["split"].map(lambda split: SPLIT_NAMES.get(split, split)).fillna("–"),
+        "Task": rows["task"], "Metric": rows["metric"],
+        "Estimate": rows["estimate"].map(_number), "95 % interval": [
+            Estimate(low=low, high=high).interval(3) for low, high in zip(rows["low"], rows["high"], strict=True)
+        ],
+        "n": rows["n"].map(lambda n: "–" if pd.isna(n) else f"{int(n)}"), "Note": rows["note"],
+    })  # fmt: skip
+    return Table("results", "All results, network by network", rows, shown, text_columns=4)
+
+
+def mean_with_interval(values: pd.DataFrame, resamples: int = 1000) -> tuple[float, float, float]:
+    """Mean of `value` with each person counting once, and its 95 % percentile interval over resampled people."""
+    each = values.groupby(PERSON, observed=True)["value"].mean().to_numpy(float)
+    drawn = np.random.default_rng(0).integers(len(each), size=(resamples, len(each)))
+    low, high = np.percentile(each[drawn].mean(axis=1), [2.5, 97.5])
+    return float(each.mean()), float(low), float(high)
+
+
+def error_by(evaluated: pd.DataFrame, group: str, *, signed: bool = False) -> pd.DataFrame:
+    """Error in years of each group within each split that has FEWEST_PEOPLE people or more.
+
+    Gives columns split, `group`, people, estimate, low, high; `signed` keeps the sign (predicted minus chronological).
+    """
+    error = evaluated["predicted_age_years"] - evaluated["age_years"]
+    rows = evaluated.assign(value=error if signed else error.abs())
+    out = []
+    for (split, name), part in rows.dropna(subset=[group]).groupby(["split", group], observed=True):
+        people = len(part.drop_duplicates(PERSON))
+        if people >= FEWEST_PEOPLE:
+            out.append([split, name, people, *mean_with_interval(part)])
+    return pd.DataFrame(out, columns=["split", group, "people", "estimate", "low", "high"])
+
+
+def decade(age_years: pd.Series) -> pd.Series:
+    """The ten-year band of each age.
+
+    >>> decade(pd.Series([19.9, 20.0])).tolist()
+    ['10-19', '20-29']
+    """
+    start = (np.floor(age_years / 10) * 10).astype(int)
+    return start.astype(str) + "-" + (start + 9).astype(str)
+
+
+def write_table(table: Table, folder: Path) -> None:
+    """Write `<name>.csv` and `<name>.tex` (booktabs) into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / f"{table.name}.csv", lambda path: table.data.to_csv(path, index=False))
+    write_atomically(folder / f"{table.name}.tex", lambda path: path.write_text(to_latex(table), encoding="utf-8"))
+
+
+def to_latex(table: Table) -> str:
+    """A `table` environment for the booktabs package, every character escaped."""
+    columns = "l" * table.text_columns + "r" * (table.shown.shape[1] - table.text_columns)
+    lines = [" & ".join(map(escape_latex, map(str, row))) + r" \\" for row in table.shown.itertuples(index=False)]
+    head = " & ".join(map(escape_latex, table.shown.columns)) + r" \\"
+    return "\n".join([
+        r"% \usepackage{booktabs}", r"\begin{table}", r"  \centering\small",
+        f"  \\caption{{{escape_latex(table.caption)}}}",
+        f"  \\label{{tab:{table.name}}}", f"  \\begin{{tabular}}{{{columns}}}", r"    \toprule", f"    {head}",
+        r"    \midrule", *(f"    {line}" for line in lines), r"    \bottomrule", r"  \end{tabular}", r"\end{table}", "",
+    ])  # fmt: skip
+
+
+def escape_latex(text: str) -> str:
+    r"""Text as LaTeX prints it, with the names of losses and scores set as mathematics.
+
+    >>> escape_latex("L^exp: 5 % of site_1")
+    '$L^{\\mathrm{exp}}$: 5 \\% of site\\_1'
+    """
+    mathematics = {"L^exp": r"$L^{\mathrm{exp}}$", "L_c": "$L_c$"}
+    pieces = re.split(r"(L\^exp|L_c)", text)
+    return "".join(mathematics.get(piece) or "".join(LATEX.get(c, c) for c in piece) for piece in pieces)
+
+
+def _number(value: float) -> str:
+    return "–" if pd.isna(value) else f"{value:.3f}" if abs(value) < 1000 else f"{value:.0f}"

@@ -1,0 +1,164 @@
+"""A small run folder as the other stages leave one: invented people, plausible numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from brainage.config import Experiment, save_experiment
+from brainage.data.table import KEY, write_table, write_tsv
+
+SPLITS = {"train": 160, "val": 20, "test_internal": 60, "test_external": 50}
+SITES = {"train": ["Guys", "HH"], "val": ["Guys", "HH"], "test_internal": ["Guys", "HH"], "test_external": ["IOP"]}
+ERRORS_YEARS = {"exp": 5.5, "l1": 6.5, "untrained": 9.0, "pca_ridge": 7.5}
+MEAN_PREDICTOR_YEARS = {"test_internal": 13.9, "test_external": 12.8}
+PERSON_PREFIX = "ZQXV"  # occurs in identifiers and nowhere else
+
+
+def write_fake_run(
+    folder: Path, *, evaluated: bool = True, seeds: int = 1, sites: int = 0, scale: int = 1, loss: str = "exp"
+) -> Path:
+    """Write the run folder; `sites` > 0 replaces the hospitals by so many sites, `scale` multiplies the people."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    experiment = Experiment(name="ixi_thickness_exp", description="Cortical thickness of IXI, one hospital held out.")
+    experiment.data.cohort, experiment.data.modality, experiment.data.root = "ixi", "thickness", "/data/ixi"
+    experiment.data.external_sites, experiment.data.intensity = ["IOP"], "standardise"
+    experiment.encoder.name, experiment.loss.name, experiment.evaluate.seeds = "mlp", loss, seeds
+    experiment.augment.noise_p = 0.5
+    save_experiment(experiment, folder / "config.yaml")
+    table = _table(rng, sites, scale)
+    write_table(table, folder / "table.parquet")
+    people = table[["cohort", "participant_id", "split"]].drop_duplicates()
+    write_tsv(people, folder / "split.tsv")
+    write_tsv(_dropped(), folder / "dropped.tsv")
+    _write_training(folder, rng)
+    if evaluated:
+        predictions = _predictions(rng, table, seeds, loss)
+        write_table(predictions, folder / "predictions.parquet")
+        _results(predictions).to_csv(folder / "results.csv", index=False)
+        _write_embedding(folder / "embeddings" / f"{loss}-seed0.parquet", rng, table)
+    return folder
+
+
+def _table(rng: np.random.Generator, sites: int, scale: int) -> pd.DataFrame:
+    rows = []
+    for split, count in SPLITS.items():
+        names = SITES[split]
+        if sites:
+            half = sites // 2
+            names = [
+                f"site{i:02d}_acq{i % 3}" for i in (range(half, sites) if split == "test_external" else range(half))
+            ]
+        for _ in range(count * scale):
+            number = len(rows)
+            person = f"{PERSON_PREFIX}{number:04d}"
+            age = float(np.clip(rng.normal(48, 16), 20, 86))
+            rows.append(
+                ["ixi", person, "1", "1", rng.choice(names), age, rng.choice(["F", "M"]), split, f"{person}.csv"]
+            )
+    table = pd.DataFrame(rows, columns=[*KEY, "site", "age_years", "sex", "split", "path"])
+    text = {name: "string" for name in table.columns if name != "age_years"}
+    return table.astype(text).assign(diagnosis=pd.Series("CN", index=table.index, dtype="string"), visit_years=0.0)
+
+
+def _dropped() -> pd.DataFrame:
+    reasons = [
+        "age_years 999 is outside 0 to 120 years",
+        "age_years -4 is outside 0 to 120 years",
+        "age_years missing",
+        f"exact duplicate of scan ixi/{PERSON_PREFIX}0003/1/1",
+        f"{PERSON_PREFIX}9004: table.csv row 17 is truncated",
+    ]
+    people = [f"{PERSON_PREFIX}{9000 + i}" for i in range(len(reasons))]
+    return pd.DataFrame(
+        {"cohort": "ixi", "participant_id": people, "session_id": "1", "run": "1", "reason": reasons}
+    ).assign(path=[f"{person}.csv" for person in people])[[*KEY, "path", "reason"]]
+
+
+def _write_training(folder: Path, rng: np.random.Generator, steps: int = 400) -> None:
+    with (folder / "metrics.jsonl").open("w", encoding="utf-8") as file:
+        for step in range(1, steps + 1):
+            loss = 3.1 + 0.95 * np.exp(-step / 90) + rng.normal(0, 0.03)
+            metrics = {"train/loss": loss, "train/lr": 1e-4 * 0.9 ** (step // 60)}
+            if step % 20 == 0:
+                metrics |= {
+                    "health/collapse_loss": 4.05, "health/loss_over_collapse": loss / 4.05,
+                    "health/effective_rank": 2 + step / 40, "health/alignment": 0.2, "health/uniformity": -2.1,
+                    "speed/images_per_s": rng.normal(5200, 200), "speed/loader_wait_share": 0.04,
+                }  # fmt: skip
+            if step % 50 == 0:
+                metrics |= {"val/loss": loss + 0.08}
+            file.write(json.dumps({"step": step, "time_ms": 1000 * step, "metrics": metrics}) + "\n")
+    environment = {
+        "command": "brainage pretrain ixi_thickness_exp", "python": "3.11.9", "hostname": "node-of-jane",
+        "packages": {"torch": "2.13.0", "lightning": "2.6.6"}, "git": {"commit": "0123abc", "dirty": False},
+        "split_hash": "00112233aabbccdd",
+    }  # fmt: skip
+    (folder / "environment.json").write_text(json.dumps(environment))
+    (folder / "health.json").write_text(json.dumps({"status": "ok", "message": "", "last": "loss 0.77 of collapse"}))
+    finished = {"checkpoint": "step_00000400.ckpt", "split_hash": "00112233aabbccdd", "seconds": 312.0}
+    (folder / "finished.json").write_text(json.dumps(finished))
+    contract = {"modality": "freesurfer_thickness", "kind": "vector", "shape": [68]}
+    (folder / "contract.json").write_text(json.dumps(contract))
+
+
+def _predictions(rng: np.random.Generator, table: pd.DataFrame, seeds: int, loss: str) -> pd.DataFrame:
+    tested = table[table["split"].str.startswith("test")]
+    networks = [(model, seed) for model in dict.fromkeys([loss, "l1"]) for seed in range(seeds)]
+    networks += [("untrained", 0), ("pca_ridge", None)]
+    frames = []
+    for model, seed in networks:
+        shrunk = 48 + 0.8 * (tested["age_years"] - 48)
+        predicted = shrunk + rng.normal(0, ERRORS_YEARS.get(model, 6), len(tested))
+        label = model if seed is None else f"{model}-seed{seed}"
+        frames.append(tested.assign(model=label, seed=seed, predicted_age_years=predicted))
+    columns = [*KEY, "split", "site", "age_years", "sex", "model", "seed", "predicted_age_years"]
+    predictions = pd.concat(frames, ignore_index=True)[columns]
+    return predictions.astype({"model": "string", "seed": "float64"})
+
+
+def _results(predictions: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for (label, split), part in predictions.groupby(["model", "split"], sort=False):
+        error = (part["predicted_age_years"] - part["age_years"]).to_numpy(float)
+        mae, n = np.abs(error).mean(), len(part)
+        rows += [
+            [label, "ixi", split, "age", "mae_years", mae, mae - 0.8, mae + 0.9, n, ""],
+            [label, "ixi", split, "age", "rmse_years", np.sqrt((error**2).mean()), np.nan, np.nan, n, ""],
+            [
+                label,
+                "ixi",
+                split,
+                "age",
+                "mae_mean_predictor_years",
+                MEAN_PREDICTOR_YEARS[split],
+                np.nan,
+                np.nan,
+                n,
+                "",
+            ],
+        ]
+        if split == "test_internal":
+            rows.append([label, "ixi", split, "site", "balanced_accuracy", 0.61, 0.55, 0.67, n, ""])
+            rows.append([label, "ixi", split, "site", "chance", 0.5, np.nan, np.nan, n, ""])
+        else:
+            rows.append([label, "ixi", split, "challenge", "l_c", 0.61**0.3 * mae, mae - 1.5, mae + 0.2, n, ""])
+    return pd.DataFrame(
+        rows, columns=["run", "cohort", "split", "task", "metric", "estimate", "low", "high", "n", "note"]
+    )
+
+
+def _write_embedding(path: Path, rng: np.random.Generator, table: pd.DataFrame) -> None:
+    path.parent.mkdir()
+    tested = table[table["split"].str.startswith("test")]
+    age = (tested["age_years"].to_numpy(float) - 48) / 16
+    site = tested["site"].astype("category").cat.codes.to_numpy(float)
+    vectors = rng.normal(0, 0.25, (len(tested), 16)).astype(np.float32)
+    vectors[:, 0] += age
+    vectors[:, 1] += 0.4 * np.sin(2 * age) + 0.03 * site
+    frame = tested[KEY].assign(trunk=list(vectors), head=list(vectors[:, :8]))
+    frame.to_parquet(path)
