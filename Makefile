@@ -1,0 +1,68 @@
+# brainage. `make help` prints the targets.
+PYTHON ?= python3
+VENV   ?= .venv
+EXP    ?= openbhb_exp
+DATA   ?=
+RUN    ?=
+OUT    ?= demo_data/openbhb
+ARGS   ?=
+PIP_ARGS ?=
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+DATA_ARG := $(if $(DATA),--data "$(DATA)")
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint experiments simulate prepare pretrain evaluate report check doctor ui clean
+
+help: ## print the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo '  variables: EXP=experiment DATA=cohort-folder RUN=run-folder OUT=folder ARGS="key=value --limit 10 --dry-run" PIP_ARGS=...'
+
+install: $(READY) ## virtual environment with the tested versions (PIP_ARGS= for another build of torch)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(READY) ## the whole road on a simulated cohort, about 5 minutes on 2 cores
+	$(BIN)/brainage demo $(ARGS)
+
+test: $(READY) ## all tests but the slow ones, about 10 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not slow" -n 2 $(ARGS)
+
+test-slow: $(READY) ## statistical coverage and long runs
+	$(BIN)/python -m pytest -m slow -n 2 $(ARGS)
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+experiments: $(READY) ## list the shipped experiments
+	$(BIN)/brainage experiments
+
+simulate: $(READY) ## write a simulated cohort to OUT= (ARGS="--subjects 400 --spacing-mm 4")
+	$(BIN)/brainage simulate --out "$(OUT)" $(ARGS)
+
+prepare: $(READY) ## read a cohort once into its store: EXP= DATA=
+	$(BIN)/brainage prepare $(EXP) $(DATA_ARG) $(ARGS)
+
+pretrain: $(READY) ## pre-train, or continue: EXP= DATA=
+	$(BIN)/brainage pretrain $(EXP) $(DATA_ARG) $(ARGS)
+
+evaluate: $(READY) ## embeddings, probes, baselines, report: RUN= [DATA=]
+	$(BIN)/brainage evaluate "$(RUN)" $(DATA_ARG) $(ARGS)
+
+report: $(READY) ## write report.html again: RUN=
+	$(BIN)/brainage report "$(RUN)" $(ARGS)
+
+check: $(READY) ## the battery any cohort must pass: EXP= DATA=
+	$(BIN)/brainage check $(EXP) $(DATA_ARG) $(ARGS)
+
+doctor: $(READY) ## what is wrong with this machine and how to mend it
+	$(BIN)/brainage doctor
+
+ui: $(READY) ## browse the runs in MLflow
+	$(BIN)/brainage ui $(ARGS)
+
+clean: ## remove caches and the demo's data; runs, stores and mlflow.db stay
+	rm -rf demo_data .ruff_cache .mypy_cache .hypothesis build dist

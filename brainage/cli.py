@@ -1,0 +1,202 @@
+"""The commands. No logic: each one loads an experiment, joins a cohort to the library, and prints what came of it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from brainage.errors import BrainageError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Brain age from structural MRI: simulate | prepare | pretrain | evaluate | report, and doctor when in doubt.",
+)
+
+Exp = Annotated[str, typer.Argument(help="A shipped experiment (brainage experiments) or a YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, for example loss.sigma_years=4")]
+Run = Annotated[Path, typer.Argument(help="Run folder, as printed by pretrain.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the plan (people, batches, disk, memory, time) and stop.")
+]
+Limit = Annotated[int, typer.Option("--limit", help="Only the first n scans of each split.", min=0)]
+Root = Annotated[str, typer.Option("--data", help="Folder of the cohort as downloaded (same as data.root=DIR).")]
+
+
+def main() -> None:
+    """Entry point: errors a person can mend become one line and exit code 2."""
+    try:
+        app()
+    except BrainageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def experiments() -> None:
+    """List the shipped experiments."""
+    from brainage.config import load_experiment, shipped_experiments
+
+    for name in shipped_experiments():
+        print(f"{name:22} {load_experiment(name).description}")
+
+
+@app.command()
+def doctor() -> None:
+    """Look at device, disk, memory, versions, MLflow and Slurm: what is wrong and how to mend it."""
+    from brainage.doctor import diagnose, print_findings
+
+    sys.exit(print_findings(diagnose()))
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    layout: Annotated[str, typer.Option(help="Published layout to write.")] = "openbhb",
+    subjects: Annotated[int, typer.Option(min=10)] = 400,
+    seed: int = 0,
+    spacing_mm: Annotated[float, typer.Option(help="Voxel size.", min=1.0)] = 4.0,
+    modalities: Annotated[str, typer.Option(help="Comma-separated, or all.")] = "vbm",
+    workers: Annotated[int, typer.Option(help="Processes; 0: one a core.")] = 0,
+    dry_run: DryRun = False,
+) -> None:
+    """Write a simulated cohort with planted truth in a published layout."""
+    from brainage.stages import simulate_cohort
+
+    simulate_cohort(
+        layout, out, subjects=subjects, seed=seed, spacing_mm=spacing_mm, modalities=modalities, workers=workers,
+        dry_run=dry_run,
+    )  # fmt: skip
+
+
+@app.command()
+def prepare(exp: Exp, overrides: Overrides = None, data: Root = "", limit: Limit = 0, dry_run: DryRun = False) -> None:
+    """Read the cohort once into its array store (resumes, checks disk first)."""
+    from brainage.stages import prepare_stage, print_plan
+
+    experiment = _experiment(exp, overrides, data, limit)
+    cohort = _cohort(experiment)
+    print_plan(experiment, cohort, network=False)
+    if not dry_run:
+        prepare_stage(cohort)
+
+
+@app.command()
+def pretrain(exp: Exp, overrides: Overrides = None, data: Root = "", limit: Limit = 0, dry_run: DryRun = False) -> None:
+    """Prepare, pre-train (or continue, or find finished); evaluates too when evaluate.after_training is true."""
+    from brainage.stages import evaluate_stage, prepare_stage, pretrain_stage, print_plan
+
+    experiment = _experiment(exp, overrides, data, limit)
+    cohort = _cohort(experiment)
+    print_plan(experiment, cohort, network=dry_run)
+    if dry_run:
+        return
+    prepare_stage(cohort)
+    run = pretrain_stage(experiment, cohort)
+    if experiment.evaluate.after_training and not experiment.trainer.fast_dev_run:
+        evaluate_stage(experiment, cohort, run)
+
+
+@app.command()
+def evaluate(run: Run, overrides: Overrides = None, data: Root = "", dry_run: DryRun = False) -> None:
+    """Embeddings, age and site probes, baselines, results, report. Overrides change evaluate.* and data.*."""
+    from brainage.stages import evaluate_stage, finished_run, prepare_stage, print_plan, run_experiment
+
+    experiment = run_experiment(run, _with_root(overrides, data))
+    cohort = _cohort(experiment)
+    trained = finished_run(run, experiment, cohort)
+    print_plan(experiment, cohort, network=dry_run)
+    if dry_run:
+        return
+    prepare_stage(cohort)
+    evaluate_stage(experiment, cohort, trained)
+
+
+@app.command()
+def embed(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    overrides: Overrides = None,
+    data: Root = "",
+    dry_run: DryRun = False,
+) -> None:
+    """Embed any cohort with a trained encoder; refused when the input contract differs."""
+    from brainage.stages import embed_stage, finished_run, print_plan, run_experiment
+
+    experiment = run_experiment(run, _with_root(overrides, data))
+    cohort = _cohort(experiment)
+    trained = finished_run(run, experiment, cohort, same_people=False)
+    print_plan(experiment, cohort, network=False)
+    if not dry_run:
+        embed_stage(cohort, trained, out)
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write report.html again from the files of a run folder."""
+    from brainage.reporting.report import write_report
+
+    print(write_report(run))
+
+
+@app.command()
+def check(
+    exp: Exp, overrides: Overrides = None, data: Root = "", limit: Limit = 0,
+    scratch: Annotated[Path, typer.Option(help="Folder for the trial store.")] = Path("stores/check"),
+) -> None:  # fmt: skip
+    """Run the battery any cohort must pass: columns, units, keys, splits, anatomy, store against source."""
+    from brainage.stages import check_stage
+
+    sys.exit(check_stage(_experiment(exp, overrides, data, limit), scratch))
+
+
+@app.command()
+def sync(run: Run) -> None:
+    """Deliver to MLflow what it missed while it was away."""
+    from brainage.tracking import sync_run
+
+    print(sync_run(run))
+
+
+@app.command()
+def ui(
+    uri: Annotated[str, typer.Option(help="MLflow store to browse.")] = "sqlite:///mlflow.db",
+    port: int = 5000,
+    host: str = "127.0.0.1",
+) -> None:
+    """Browse the runs in MLflow's web page."""
+    from brainage.stages import serve_ui
+
+    sys.exit(serve_ui(uri, host, port))
+
+
+@app.command()
+def demo(overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """The whole road on a simulated cohort, in about five minutes on two cores."""
+    from brainage.stages import run_demo
+
+    run_demo(overrides or [], dry_run=dry_run)
+
+
+def _with_root(overrides: list[str] | None, data: str, limit: int = 0) -> list[str]:
+    return [*(overrides or []), *([f"data.root={data}"] if data else []), *([f"data.limit={limit}"] if limit else [])]
+
+
+def _experiment(exp: str, overrides: list[str] | None, data: str, limit: int) -> Any:
+    from brainage.config import load_experiment
+
+    return load_experiment(exp, _with_root(overrides, data, limit))
+
+
+def _cohort(experiment: Any) -> Any:
+    from data_modules.cohort import CohortDataModule
+
+    return CohortDataModule(experiment.data, seed=experiment.seed, overfit_batches=experiment.trainer.overfit_batches)
+
+
+if __name__ == "__main__":
+    main()

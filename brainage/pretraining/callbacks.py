@@ -1,0 +1,254 @@
+"""What watches a training run: journal, health, checkpoints, progress. None of them changes what is learnt."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from brainage.pretraining.checkpoint import PAYLOAD, Payload, checkpoint_name, checkpoints
+from brainage.pretraining.health import HealthWatch, alignment, collapse_value, effective_rank, uniformity
+from brainage.pretraining.module import PretrainingModule
+from brainage.runtime import console, warn
+from brainage.tracking import MetricJournal, MlflowRun
+
+
+class Recorder(L.Callback):
+    """Every step's loss and rate, and every validation, into the append-only journal.
+
+    Losses stay on the device until `every_steps` of them are due, so that the device is not waited for at each step.
+    """
+
+    def __init__(self, journal: MetricJournal, every_steps: int, loader_wait_s: Callable[[], float]) -> None:
+        self.journal = journal
+        self.every_steps = every_steps
+        self.loader_wait_s = loader_wait_s
+        self.latest: dict[str, float] = {}
+        self._pending: list[tuple[int, torch.Tensor, float]] = []
+        self._images = 0
+        self._since = time.perf_counter()
+        self._waited_s = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since, self._waited_s = time.perf_counter(), self.loader_wait_s()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, PretrainingModule)
+        step = trainer.global_step  # steps done, this one included
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self._pending.append((step, pl_module.outputs["loss"], rate))
+        self._images += len(batch["age_years"]) * pl_module.experiment.augment.views
+        if step % self.every_steps == 0:
+            self.flush()
+            self._speed(step)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, PretrainingModule)
+        if pl_module.validation:
+            self.flush()
+            self.write(trainer.global_step, pl_module.validation_metrics())
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.flush()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.flush()
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Append metrics of a step; points that a resumed run repeats are left out by the journal."""
+        self.latest |= metrics
+        self.journal.log(step, metrics)
+
+    def flush(self) -> None:
+        """Bring the pending losses from the device and append them."""
+        if not self._pending:
+            return
+        losses = torch.stack([loss for _, loss, _ in self._pending]).float().cpu().tolist()
+        for (step, _, rate), loss in zip(self._pending, losses, strict=True):
+            self.write(step, {"train/loss": loss, "train/lr": rate})
+        self._pending.clear()
+
+    def _speed(self, step: int) -> None:
+        now, waited = time.perf_counter(), self.loader_wait_s()
+        elapsed = max(now - self._since, 1e-9)
+        self.write(
+            step,
+            {
+                "speed/images_per_s": self._images / elapsed,
+                "speed/loader_wait_share": min(1.0, (waited - self._waited_s) / elapsed),
+            },
+        )
+        self._since, self._waited_s, self._images = now, waited, 0
+
+
+class Health(L.Callback):
+    """Every k steps: is the embedding alive? A collapsed, NaN or stalled run stops with TrainingStopped."""
+
+    def __init__(self, watch: HealthWatch, recorder: Recorder, every_steps: int) -> None:
+        self.watch = watch
+        self.recorder = recorder
+        self.every_steps = every_steps
+        self.line = ""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, PretrainingModule)
+        if trainer.global_step % self.every_steps == 0:
+            with torch.no_grad(), torch.autocast(pl_module.device.type, enabled=False):
+                self.look(trainer.global_step, pl_module)
+
+    def look(self, step: int, module: PretrainingModule) -> None:
+        """Measure the last batch, journal it, and let the watch judge."""
+        seen = module.outputs
+        z, ages = seen["z"].float(), seen["age_years"]
+        flat = z.flatten(0, 1)
+        collapse = self._collapse(module, z, ages)
+        self.recorder.write(step, {"health/collapse_loss": collapse})
+        line = self.watch.look(
+            step,
+            float(seen["loss"]),
+            collapse_value=collapse,
+            effective_rank=effective_rank(flat),
+            alignment=alignment(z) if z.shape[1] > 1 else None,
+            uniformity=uniformity(flat),
+        )
+        self.recorder.write(step, line.metrics())
+        self.line = str(line)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.watch.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.watch.load_state_dict(state_dict)
+
+    @staticmethod
+    def _collapse(module: PretrainingModule, z: torch.Tensor, ages: torch.Tensor) -> float:
+        if "predicted_years" in module.outputs:  # supervised: the best constant prediction of this batch
+            constant = ages.mean() if module.experiment.loss.name == "l2" else ages.median()
+            return float(module.loss(constant.expand_as(ages), ages))  # type: ignore[operator]
+        views, dim = z.shape[1], z.shape[2]
+        subject = module.outputs["subject"]
+        return float(collapse_value(module.loss, ages, views=views, dim=dim, subject=subject))  # type: ignore[arg-type]
+
+
+class Keeper(L.Callback):
+    """Checkpoints every k steps and at the end; the newest `keep` stay.
+
+    A checkpoint is written where the next step starts: the step's validation and journal lines are then behind it, and
+    a resumed run goes on with the next batch.
+    """
+
+    def __init__(
+        self, folder: Path, payload: Payload, mlflow: MlflowRun, recorder: Recorder, every_steps: int, keep: int
+    ) -> None:
+        self.folder = folder
+        self.payload = payload
+        self.mlflow = mlflow
+        self.recorder = recorder
+        self.every_steps = every_steps
+        self.keep = keep
+        self._saved_step = -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._saved_step = trainer.global_step  # what was resumed from, or step 0, needs no copy
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self.every_steps == 0:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.save(trainer)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        payload = dataclasses.replace(
+            self.payload, step=trainer.global_step, mlflow_run_id=self.mlflow.run_id or ""
+        )
+        checkpoint[PAYLOAD] = payload.to_dict()
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Write the checkpoint of the present step unless it is there already, then remove the oldest."""
+        step = trainer.global_step
+        if step == self._saved_step:
+            return
+        self.recorder.flush()
+        trainer.save_checkpoint(self.folder / "checkpoints" / checkpoint_name(step))
+        self._saved_step = step
+        for old in checkpoints(self.folder)[self.keep :]:
+            old.unlink(missing_ok=True)
+
+
+class ProgressLine(L.Callback):
+    """One bar with loss, speed, loader wait and time left; a plain line an epoch where there is no terminal."""
+
+    def __init__(self, recorder: Recorder, health: Health, total_steps: int, label: str) -> None:
+        self.recorder = recorder
+        self.health = health
+        self.total_steps = total_steps
+        self.label = label
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._printed = time.perf_counter()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if console().is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                TimeRemainingColumn(), TextColumn("{task.fields[line]}"), console=console(),
+            )  # fmt: skip
+            self._task = self._bar.add_task(
+                self.label, total=self.total_steps, completed=trainer.global_step, line=self.line()
+            )
+            self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._bar:
+            self._bar.update(self._task, completed=trainer.global_step, line=self.line())
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        last = trainer.global_step >= self.total_steps
+        if not self._bar and (last or time.perf_counter() - self._printed > 10):
+            self._printed = time.perf_counter()
+            console().print(f"{self.label}: step {trainer.global_step}/{self.total_steps}, {self.line()}", markup=False)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop()
+        if self.health.line:
+            console().print(self.health.line, markup=False)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def line(self) -> str:
+        """Loss, validation, speed and loader wait, as far as they are known."""
+        latest = self.recorder.latest
+        parts = [
+            (f"loss {latest['train/loss']:.3f}" if "train/loss" in latest else ""),
+            (f"val {latest['val/loss']:.3f}" if "val/loss" in latest else ""),
+            (f"{latest['speed/images_per_s']:.0f} images/s" if "speed/images_per_s" in latest else ""),
+            (f"wait {latest['speed/loader_wait_share']:.0%}" if "speed/loader_wait_share" in latest else ""),
+        ]
+        return ", ".join(part for part in parts if part)
+
+    def _stop(self) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+
+def warn_torn(lines: list[str]) -> None:
+    """Say which newer checkpoints were passed over."""
+    for line in lines:
+        warn(f"{line}; going back to the one before it")

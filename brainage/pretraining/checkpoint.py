@@ -1,0 +1,169 @@
+"""Checkpoints: whole or absent, plain types only, and enough beside the weights to know what they may be used for."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from brainage.config import Experiment, from_plain, training_values
+from brainage.errors import CheckpointError
+from brainage.imaging.contract import InputContract
+from brainage.losses.names import SUPERVISED_NAMES
+from brainage.pretraining.module import PretrainingModule
+
+SCHEMA_VERSION = 1
+PAYLOAD = "brainage"  # key of our part inside the Lightning checkpoint
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What a checkpoint says of itself."""
+
+    experiment: Experiment
+    contract: InputContract
+    split_hash: str
+    seen: list[str]  # salted hashes of the training persons
+    salt: str
+    ages: dict[str, int]  # decade -> training persons
+    mlflow_run_id: str
+    step: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, so that the file loads with `weights_only=True`."""
+        from brainage.config import to_plain
+
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "experiment": to_plain(self.experiment),
+            "contract": self.contract.to_dict(),
+            "split_hash": self.split_hash,
+            "seen": list(self.seen),
+            "salt": self.salt,
+            "ages": dict(self.ages),
+            "mlflow_run_id": self.mlflow_run_id,
+            "step": self.step,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], path: Path) -> Payload:
+        """Inverse of `to_dict`; raises CheckpointError when another schema version wrote it."""
+        found = values.get("schema_version")
+        if found != SCHEMA_VERSION:
+            raise CheckpointError(
+                f"{path}: checkpoint schema {found}, this brainage reads {SCHEMA_VERSION}; use the version that wrote it"
+            )
+        return cls(
+            experiment=from_plain(values["experiment"], str(path)),
+            contract=InputContract.from_dict(values["contract"]),
+            split_hash=values["split_hash"],
+            seen=values["seen"],
+            salt=values["salt"],
+            ages=values["ages"],
+            mlflow_run_id=values["mlflow_run_id"],
+            step=values["step"],
+        )
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes under a temporary name, flushes to the disk, then renames: a killed process leaves the old file or the new."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except OSError as error:
+            raise CheckpointError(
+                f"{target}: not written ({error.strerror}); free some disk and start again, "
+                "the run continues from its last whole checkpoint"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return load_checkpoint(Path(path))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The whole checkpoint on the CPU; raises CheckpointError when it is absent, torn, or not one of ours."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not look at the check sums
+        if damaged:
+            raise CheckpointError(f"{path}: torn checkpoint ({damaged} fails its check sum)")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path}: not a whole checkpoint ({' '.join(str(error).split())[:120]})") from error
+    if not isinstance(checkpoint, dict) or PAYLOAD not in checkpoint:
+        raise CheckpointError(f"{path}: a checkpoint, but not written by brainage")
+    return checkpoint
+
+
+def checkpoint_name(step: int) -> str:
+    """File name of the checkpoint of a step; names sort by step."""
+    return f"step_{step:08d}.ckpt"
+
+
+def checkpoints(run_folder: Path) -> list[Path]:
+    """Checkpoints of a run, newest first; they may be torn."""
+    return sorted((run_folder / "checkpoints").glob("step_*.ckpt"), reverse=True)
+
+
+def last_good(run_folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and a line for each newer one that is not."""
+    passed_over = []
+    for path in checkpoints(run_folder):
+        try:
+            load_checkpoint(path)
+        except CheckpointError as error:
+            passed_over.append(str(error))
+        else:
+            return path, passed_over
+    return None, passed_over
+
+
+def refuse_other_run(path: Path, payload: Payload, experiment: Experiment, split_hash: str) -> None:
+    """Raise CheckpointError naming every key in which a checkpoint's training differs from the one asked for."""
+    ours, theirs = training_values(experiment), training_values(payload.experiment)
+    differing = [key for key in ours if key != "name" and ours[key] != theirs.get(key)]
+    if differing:
+        phrases = ", ".join(f"{key} ({theirs.get(key)!r}, now {ours[key]!r})" for key in differing)
+        raise CheckpointError(f"{path}: of another configuration; differs in {phrases}")
+    if payload.split_hash != split_hash:
+        raise CheckpointError(
+            f"{path}: trained on split {payload.split_hash}, the cohort's is {split_hash}: "
+            "people or splits changed; use another experiment name or checkpoint.resume=never"
+        )
+
+
+def new_module(experiment: Experiment, contract: InputContract, steps_per_epoch: int = 1) -> PretrainingModule:
+    """The module of an experiment's loss with fresh weights."""
+    from brainage.pretraining.contrastive import ContrastiveModule
+    from brainage.pretraining.supervised import SupervisedModule
+
+    chosen = SupervisedModule if experiment.loss.name in SUPERVISED_NAMES else ContrastiveModule
+    return chosen(experiment, contract, steps_per_epoch=steps_per_epoch)
+
+
+def load_module(path: Path) -> tuple[PretrainingModule, Payload]:
+    """A trained module in evaluation mode on the CPU, and what its checkpoint says of itself."""
+    checkpoint = load_checkpoint(path)
+    payload = Payload.from_dict(checkpoint[PAYLOAD], path)
+    module = new_module(payload.experiment, payload.contract)
+    module.load_state_dict(checkpoint["state_dict"])
+    return module.eval(), payload

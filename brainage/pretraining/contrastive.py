@@ -1,0 +1,30 @@
+"""Contrastive pre-training: a trunk, a projection head, and a loss that compares ages across the batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from brainage.config import Experiment
+from brainage.encoders import build_head
+from brainage.imaging.contract import InputContract
+from brainage.losses import contrastive_loss
+from brainage.pretraining.module import PretrainingModule
+
+
+class ContrastiveModule(PretrainingModule):
+    """Encoder and projection head under one of the losses of `brainage.losses.CONTRASTIVE`."""
+
+    def __init__(self, experiment: Experiment, contract: InputContract, *, steps_per_epoch: int = 1) -> None:
+        super().__init__(experiment, contract, steps_per_epoch=steps_per_epoch)
+        self.head = build_head(experiment.encoder, self.encoder.features)
+        self.loss = contrastive_loss(experiment.loss)
+
+    def head_output(self, trunk: Tensor) -> Tensor:
+        """Unit-norm embedding [N, D], which is what the losses compare."""
+        return torch.nn.functional.normalize(self.head(trunk).float(), dim=-1)
+
+    def loss_of(self, trunk: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        subjects = len(batch["age_years"])
+        z = self.head_output(trunk).view(subjects, len(trunk) // subjects, -1)  # [B, V, D]
+        return self.loss(z, batch["age_years"], batch["subject"]), {"z": z.detach()}

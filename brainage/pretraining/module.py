@@ -1,0 +1,151 @@
+"""What contrastive and supervised pre-training share: input, views, encoder, optimiser.
+
+Legend: B scans of the batch, V views, N = B V samples, D embedding, F trunk features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from brainage.augment import apply_views, draw_views
+from brainage.config import Experiment
+from brainage.encoders import build_encoder
+from brainage.imaging.contract import InputContract
+from brainage.pretraining.optimisation import build_optimiser, rate_factor
+
+
+class Normaliser(nn.Module):
+    """Stored samples -> encoder input, float32: `none`, `zscore` (each image by its own mean and standard deviation over
+    all its voxels, as the OpenBHB baselines do), or `standardise` (each feature by the train set's; see `fit`)."""
+
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(self, rule: str, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.rule = rule
+        size = shape if rule == "standardise" else ()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("sd", torch.ones(size))
+
+    def fit(self, samples: np.ndarray, rows: np.ndarray) -> None:
+        """Learn mean and standard deviation of every value over `rows`; only `standardise` learns anything.
+
+        Constant values get standard deviation 1, so that they become 0. One row is held at a time.
+        """
+        if self.rule != "standardise":
+            return
+        total = np.zeros(samples.shape[1:])
+        squares = np.zeros(samples.shape[1:])
+        first = samples[rows[0]].astype(np.float64)  # subtracted first: a large mean must not eat the digits
+        for row in rows:
+            centred = samples[row].astype(np.float64) - first
+            total += centred
+            squares += centred**2
+        mean = total / len(rows)
+        sd = np.sqrt(np.maximum(squares / len(rows) - mean**2, 0))
+        scale = np.where(sd > 1e-6 * np.maximum(np.abs(mean + first), 1e-12), sd, 1.0)
+        self.mean.copy_(torch.from_numpy(mean + first))
+        self.sd.copy_(torch.from_numpy(scale))
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """[N, *shape] of any type -> float32, same shape."""
+        x = samples.float()
+        if self.rule == "zscore":
+            axes = tuple(range(1, x.ndim))
+            sd, mean = torch.std_mean(x, dim=axes, keepdim=True, correction=0)
+            return (x - mean) / sd.clamp_min(1e-6)
+        if self.rule == "standardise":
+            return (x - self.mean) / self.sd
+        return x
+
+
+class PretrainingModule(L.LightningModule):
+    """Base of both modules. Subclasses give `head`, `loss_of` and what validation reports.
+
+    Every random number of a training step follows from (seed, step, scan): a resumed run repeats the interrupted one.
+    """
+
+    head: nn.Module
+
+    def __init__(self, experiment: Experiment, contract: InputContract, *, steps_per_epoch: int = 1) -> None:
+        super().__init__()
+        self.experiment = experiment
+        self.contract = contract
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = steps_per_epoch * experiment.trainer.epochs
+        self.normaliser = Normaliser(experiment.data.intensity, contract.shape)
+        self.encoder = build_encoder(experiment.encoder, contract)
+        self.outputs: dict[str, Tensor] = {}  # of the last training step, detached: what the callbacks look at
+        self.validation: list[dict[str, Tensor]] = []
+        self._run_encoder: Any = self.encoder
+
+    def compile_encoder(self) -> None:
+        """Run the encoder through torch.compile; weights keep their names."""
+        # Set past nn.Module, or the state dict would hold the encoder twice.
+        object.__setattr__(self, "_run_encoder", torch.compile(self.encoder))
+
+    def views(self, batch: dict[str, Tensor], step: int) -> Tensor:
+        """Normalised, augmented samples [N, *shape] of a batch, a scan's views adjacent."""
+        drawn = draw_views(
+            self.experiment.augment,
+            self.contract,
+            batch["key"].cpu().numpy().astype(np.uint64),
+            seed=self.experiment.seed,
+            step=step,
+        )
+        with torch.autocast(self.device.type, enabled=False):
+            return apply_views(self.normaliser(batch["sample"]), drawn)
+
+    def trunk(self, x: Tensor) -> Tensor:
+        """Encoder input [N, *shape] -> trunk features [N, F]."""
+        return self._run_encoder(x)
+
+    def embed(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Stored samples [N, *shape] -> (trunk [N, F], head [N, D]), float32, without augmentation."""
+        trunk = self.encoder(self.normaliser(samples))
+        return trunk.float(), self.head_output(trunk).float()
+
+    def head_output(self, trunk: Tensor) -> Tensor:
+        """What the head makes of trunk features: an embedding, or ages in years."""
+        return self.head(trunk)
+
+    def loss_of(self, trunk: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss, and what health and validation look at, from trunk features [N, F]."""
+        raise TypeError(f"{type(self).__name__} has no loss")
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        # Dropout and everything else that asks torch for numbers: a function of (seed, step), not of history.
+        torch.manual_seed(int(np.random.SeedSequence([self.experiment.seed, self.global_step]).generate_state(1)[0]))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        x = self.views(batch, self.global_step)
+        trunk = self.trunk(x)
+        with torch.autocast(self.device.type, enabled=False):  # losses in float32 whatever the encoder's precision
+            loss, seen = self.loss_of(trunk.float(), batch)
+        self.outputs = {"loss": loss.detach(), "age_years": batch["age_years"], "subject": batch["subject"], **seen}
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        trunk = self.encoder(self.views(batch, step=0))  # the same views at every validation
+        with torch.autocast(self.device.type, enabled=False):
+            loss, seen = self.loss_of(trunk.float(), batch)
+        self.validation.append({"loss": loss, "age_years": batch["age_years"], **seen})
+
+    def validation_metrics(self) -> dict[str, float]:
+        """Numbers of the validation that just ended."""
+        return {"val/loss": float(torch.stack([part["loss"] for part in self.validation]).mean())}
+
+    def on_validation_epoch_start(self) -> None:
+        self.validation = []
+
+    def configure_optimizers(self) -> Any:
+        optimiser = build_optimiser(self.experiment.optim, self.parameters())
+        factor = rate_factor(self.experiment.optim, self.steps_per_epoch, self.total_steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
