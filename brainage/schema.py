@@ -1,0 +1,157 @@
+"""The schema of an experiment: every key, its type, its default, its meaning and unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class DataConfig:
+    cohort: str = "openbhb"  # a name in data_modules.COHORTS
+    root: str = ""  # folder of the cohort as it was downloaded
+    modality: str = "vbm"  # which of the cohort's images or tables to read
+    store: str = "auto"  # folder of the array store; auto: stores/<cohort>_<modality>_<hash of the root>
+    spacing_mm: float = 0.0  # voxel size of the model grid for cohorts read as NIfTI; 0: the cohort's own grid
+    split: str = ""  # TSV with cohort, participant_id, split; empty: the official split of the cohort
+    external_sites: list[str] = field(default_factory=list)  # sites held out whole, where no official split exists
+    internal_fraction: float = 0.2  # people of the other sites kept for test_internal, where no official split exists
+    val_fraction: float = 0.1  # people of train carved out as val, never trained on
+    split_seed: int = 0  # seed of every split that brainage draws itself
+    limit: int = 0  # first n scans of each split only; 0: all
+    batch_size: int = 64  # subjects in the global batch, over all devices
+    workers: int = 0  # loader processes a device; 0: the training process reads (fast: the store is a memory map)
+    prepare_workers: int = 0  # processes of `prepare`; 0: one a core
+    resident: Literal["none", "host", "device"] = "none"  # where all arrays live during training
+    intensity: Literal["none", "zscore", "standardise"] = "zscore"  # an image by itself | a feature by the train set
+
+
+@dataclass
+class AugmentConfig:
+    """Probabilities are per view and per operation; 0 switches an operation off."""
+
+    views: int = 2  # views of each subject in a batch
+    flip_p: float = 0.0  # mirror left and right
+    affine_p: float = 0.0
+    rotate_degrees: float = 10.0  # each axis, uniform in [-r, r]
+    scale: float = 0.1  # isotropic, uniform in [1 - s, 1 + s]
+    translate_mm: float = 8.0  # each axis, uniform in [-t, t]
+    crop_p: float = 0.0
+    crop_share: float = 0.75  # edge length kept by a random crop, resized back to the grid
+    blur_p: float = 0.0
+    blur_sigma_mm: list[float] = field(default_factory=lambda: [0.1, 1.0])  # uniform
+    noise_p: float = 0.0
+    noise_sd: list[float] = field(default_factory=lambda: [0.1, 1.0])  # uniform; units of the normalised input
+    intensity_p: float = 0.0
+    gain: float = 0.2  # multiplied by uniform [1 - g, 1 + g]
+    offset: float = 0.1  # plus uniform [-o, o], units of the normalised input
+    gamma: float = 0.0  # contrast: power exp(uniform [-g, g]) of the image rescaled to [0, 1]
+    cutout_p: float = 0.0
+    cutout_share: float = 0.25  # edge length of the box set to zero; vectors: share of features set to zero
+
+
+@dataclass
+class EncoderConfig:
+    name: str = "resnet18"  # a name in brainage.encoders.ENCODERS
+    width: float = 1.0  # multiplies the channels of every layer
+    norm: Literal["batch", "group", "none"] = "batch"
+    hidden: list[int] = field(default_factory=lambda: [256, 256])  # hidden widths of the mlp encoder
+    dropout: float = 0.0  # mlp encoder only
+    head: Literal["mlp", "mlp_bn", "linear"] = "mlp_bn"  # projection head; mlp is the published one
+    head_dim: int = 128  # length of the embedding the contrastive loss sees
+
+
+@dataclass
+class LossConfig:
+    name: str = "exp"  # a name in brainage.losses.CONTRASTIVE or SUPERVISED
+    similarity: Literal["cosine", "shifted"] = "cosine"  # exp only; shifted is what the published code trains
+    temperature: float = 0.1
+    kernel: Literal["rbf", "gaussian", "cauchy"] = "rbf"
+    sigma_years: float = 2.0  # kernel width (cauchy: gamma)
+    same_subject: Literal["exclude", "positive"] = "exclude"  # two scans of one person in a batch
+    bin_years: float = 2.0  # width of SupCon's age bins
+    huber_delta_years: float = 1.0
+
+
+@dataclass
+class OptimConfig:
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = 1e-4
+    weight_decay: float = 5e-5
+    momentum: float = 0.9  # sgd only
+    schedule: Literal["constant", "step", "cosine"] = "step"
+    step_epochs: int = 10  # step: multiply by step_gamma every so many epochs
+    step_gamma: float = 0.9
+    warmup_epochs: float = 0.0  # linear from 0, before the schedule
+    clip_norm: float = 0.0  # gradient norm; 0: no clipping
+
+
+@dataclass
+class TrainerConfig:
+    epochs: int = 300
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the encoder; losses are always fp32
+    compile: bool = False  # torch.compile of the encoder
+    deterministic: bool = True  # bit-equal repeats; false may be faster on a GPU
+    threads: int = 0  # CPU threads; 0: torch's choice
+    fast_dev_run: bool = False  # one train and one validation batch, nothing kept
+    overfit_batches: int = 0  # train on the first n batches only, again and again: must reach a low loss
+    validate_every_epochs: int = 1
+    progress: bool = True
+
+
+@dataclass
+class CheckpointConfig:
+    resume: str = "auto"  # auto: the last good checkpoint of this configuration | never | path of a checkpoint
+    every_steps: int = 500  # also at the end of training
+    keep: int = 2  # newest checkpoints kept, so that a torn one can be stepped over
+
+
+@dataclass
+class HealthConfig:
+    every_steps: int = 20  # steps between two looks at the embedding
+    patience: int = 25  # looks in a row that must agree before a run is stopped
+    collapse_margin: float = 0.01  # collapsed: loss within this share of its value on a constant embedding
+    min_effective_rank: float = 1.5  # collapsed too: effective rank of the embedding below this
+    stop: bool = True  # false: warn only
+
+
+@dataclass
+class TrackingConfig:
+    enabled: bool = True
+    uri: str = "sqlite:///mlflow.db"
+    experiment: str = "brainage"
+    log_individuals: bool = False  # send per-person predictions to MLflow (data use agreements often forbid it)
+
+
+@dataclass
+class EvaluateConfig:
+    after_training: bool = False  # `pretrain` goes on with the evaluation and the report
+    features: Literal["trunk", "head"] = "trunk"
+    fit_splits: list[str] = field(default_factory=lambda: ["train", "val"])  # people the probes are fitted on
+    bootstrap: int = 2000  # resamples of subjects behind every interval
+    baselines: list[str] = field(default_factory=lambda: ["untrained", "pca_ridge"])
+    losses: list[str] = field(default_factory=lambda: ["l1"])  # sibling networks trained alike, shown side by side
+    seeds: int = 1  # each network is trained with seed, seed + 1, ...
+    site_probe_published: bool = False  # also saga with 150 iterations, as published; slow with many sites
+    allow_seen: bool = False  # score people the encoder was trained on
+    scatter_points: int = 2000  # points a figure draws at most
+
+
+@dataclass
+class Experiment:
+    name: str = "experiment"
+    description: str = ""
+    seed: int = 0
+    runs: str = "runs"  # folder of the run folders
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
