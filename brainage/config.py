@@ -43,6 +43,20 @@ __all__ = [
     "OptimConfig",
     "TrackingConfig",
     "TrainerConfig",
+    "apply_overrides",
+    "check_experiment",
+    "flatten",
+    "from_plain",
+    "load_experiment",
+    "nearest",
+    "read_experiment",
+    "run_folder",
+    "save_experiment",
+    "shipped_experiments",
+    "sibling",
+    "to_plain",
+    "training_hash",
+    "training_values",
 ]
 
 # Keys that change where or how a run is executed and watched, not what it learns.
