@@ -73,6 +73,7 @@ class OpenBHB(CohortReader):
         return split
 
     def contract(self) -> InputContract:
+        self._challenge.check_columns()
         if self.modality in REGIONS:
             names = self._feature_names()
             return InputContract(

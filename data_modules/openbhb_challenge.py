@@ -73,14 +73,18 @@ class Challenge:
         stops = np.cumsum(list(sizes.values())).tolist()
         return {name: (stop - sizes[name], stop) for name, stop in zip(sizes, stops, strict=True)}
 
+    def check_columns(self) -> None:
+        """Raise DataError naming the first file whose number of columns is not that of its blocks."""
+        for file in self.files:
+            self._check_columns(file, _shape_in_header(file)[1])
+
     def _rows_of(self, file: Path) -> pd.DataFrame:
         sheet_file = file.with_suffix(".tsv")
         sheet = read_tsv(sheet_file)
         require_columns(sheet, ("age", "site"), sheet_file)
-        n, columns = _shape_in_header(file)
+        n, _ = _shape_in_header(file)
         if n not in (len(sheet), len(sheet) + 1):
             raise DataError(f"{file}: expected {len(sheet)} rows as in {sheet_file.name}, found {n}; download it again")
-        self._check_columns(file, columns)
         if "participant_id" not in sheet:
             sheet["participant_id"] = [f"{file.stem}-{row:05d}" for row in range(len(sheet))]
         if "split" not in sheet:
