@@ -47,11 +47,13 @@ class ArrayStore:
             if record["schema"] != SCHEMA:
                 raise StoreError(f"schema {record['schema']}, expected {SCHEMA}: prepared by another brainage")
             store = cls(path, read_table(path / TABLE), finish_dropped(read_tsv(path / DROPPED)), record)
-            whole = record["checksum"] == checksum_of(store.table)
+            table_fits = record["checksum"] == checksum_of(store.table)
+            dropped_fits = set(record["damaged"]) <= set(scan_keys(store.dropped))
         except (BrainageError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"store {path}: not readable ({error}); delete the folder and prepare it again") from error
-        if not whole:
-            raise StoreError(f"store {path}: {TABLE} does not fit {CONTRACT}; delete the folder and prepare it again")
+        if not (table_fits and dropped_fits):
+            name = DROPPED if table_fits else TABLE
+            raise StoreError(f"store {path}: {name} does not fit {CONTRACT}; delete the folder and prepare it again")
         store._refuse_torn_arrays()
         return store
 

@@ -16,12 +16,15 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from brainage.data.array_store import (
+    ARRAYS,
     CONTRACT,
     DROPPED,
     SCHEMA,
@@ -64,131 +67,147 @@ def prepare_store(
     Raises StoreError when `out` or its unfinished build is of something else, another process is at it, the disk is too
     small or runs full (what is done is kept: run again), or when not one scan can be read.
     """
-    out = Path(out)
-    table = table.drop(columns="digest", errors="ignore").reset_index(drop=True)
-    validate(table, f"table for store {out}")
-    identity = _identity(table, contract)
-    if _is_taken(out) and (store := _reuse(out, table, identity, dropped, refresh=False)):
+    order = _Order(Path(out), table.drop(columns="digest", errors="ignore").reset_index(drop=True), contract, dropped)
+    validate(order.table, f"table for store {out}")
+    if order.is_there and (store := _reuse(order, refresh=False)):
         return store  # without the lock: several ranks may open one store at once
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(out):
-            if not _is_taken(out):  # else it is to be refreshed, or was finished by somebody a moment ago
-                building = _enter(out, identity)
-                if not (building / CONTRACT).is_file():  # written last: with it, only the renaming is left to do
-                    _fill_folder(building, out, table, contract, identity, read, workers, dropped, on_progress)
-                _move_in(building, out)
-            store = _reuse(out, table, identity, dropped, refresh=True)
+        order.out.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(order.out):
+            if not order.is_there:  # else it is to be refreshed, or was finished by somebody a moment ago
+                _enter(order)
+                if not (order.building / CONTRACT).is_file():  # written last: with it, only the move is left to do
+                    _fill_folder(order, read, workers, on_progress)
+                _move_in(order)
+            store = _reuse(order, refresh=True)
             assert store is not None
             return store
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StoreError(
-                f"store {out}: no space left ({error}); {_need(layout_of(out, len(table), contract))}; "
+                f"store {out}: no space left ({error}); {_need(order.layout)}; "
                 f"free some and run again (what is done is kept), or name another disk with data.store=DIR"
             ) from error
         raise StoreError(f"store {out}: {error}; mend this and run again (what is done is kept)") from error
 
 
-def _fill_folder(
-    building: Path,
-    out: Path,
-    table: pd.DataFrame,
-    contract: InputContract,
-    identity: dict[str, Any],
-    read: Read,
-    workers: int,
-    dropped: pd.DataFrame | None,
-    on_progress: Progress | None,
-) -> None:
+@dataclass(frozen=True)
+class _Order:
+    """What is asked for, and where."""
+
+    out: Path
+    table: pd.DataFrame
+    contract: InputContract
+    dropped: pd.DataFrame | None
+
+    @property
+    def building(self) -> Path:
+        return self.out.with_name(self.out.name + ".building")
+
+    @property
+    def layout(self) -> Layout:
+        return layout_of(self.building, len(self.table), self.contract)
+
+    @property
+    def is_there(self) -> bool:
+        """An empty folder counts as nothing."""
+        return self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir()))
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a store is of: the part of contract.json that is known before anything is read."""
+        scans = [scan_keys(self.table).tolist(), self.table["path"].tolist(), str(self.contract.dtype), SCHEMA]
+        return {
+            "schema": SCHEMA,
+            "contract": self.contract.to_dict(),
+            "scans": len(self.table),  # asked for: with the damaged ones
+            "fingerprint": digest_of(json.dumps(scans).encode()),
+        }
+
+    def all_dropped(self, damaged: dict[str, str]) -> pd.DataFrame:
+        reasons = "damaged: " + scan_keys(self.table).map(damaged).astype("string")
+        rows = self.table.assign(reason=reasons)[reasons.notna()]
+        return finish_dropped(rows) if self.dropped is None else finish_dropped(rows, self.dropped)
+
+
+def _fill_folder(order: _Order, read: Read, workers: int, on_progress: Progress | None) -> None:
     """Write the four files of the store, contract.json last."""
-    layout = layout_of(building, len(table), contract)
-    _refuse_small_disk(layout, out)
-    allocate(layout)
-    rows = fill(layout, read, table["path"].tolist(), building / _JOURNAL, workers, on_progress)
+    _refuse_small_disk(order)
+    allocate(order.layout)
+    rows = fill(order.layout, read, order.table["path"].tolist(), order.building / _JOURNAL, workers, on_progress)
     kept = [row.place for row in rows if not row.damage]
-    keys = scan_keys(table)
+    keys = scan_keys(order.table)
     if not kept:
-        shutil.rmtree(building)  # most often a folder that was not mounted: nothing here is worth going on with
-        raise StoreError(f"store {out}: none of {len(rows)} scans could be read; first {keys[0]}: {rows[0].damage}")
+        shutil.rmtree(order.building)  # most often a folder that was not mounted: nothing worth going on with
+        raise StoreError(
+            f"store {order.out}: none of {len(rows)} scans could be read; first {keys[0]}: {rows[0].damage}"
+        )
     damaged = {keys[row.place]: row.damage for row in rows if row.damage}
     if damaged:
-        _log.warning("store %s: %d of %d scans are damaged, see its %s", out, len(damaged), len(rows), DROPPED)
-    compact(layout, kept)
-    final = table.iloc[kept].reset_index(drop=True)
-    final["digest"] = pd.array([rows[index].digest for index in kept], dtype="string")
-    write_table(final, building / TABLE)
-    write_tsv(_all_dropped(table, damaged, dropped), building / DROPPED)
-    _write_json(building / CONTRACT, {**identity, "damaged": damaged, "checksum": checksum_of(final)})
+        _log.warning("store %s: %d of %d scans are damaged, see its %s", order.out, len(damaged), len(rows), DROPPED)
+    compact(order.layout, kept)
+    table = order.table.iloc[kept].reset_index(drop=True)
+    table["digest"] = pd.array([rows[place].digest for place in kept], dtype="string")
+    write_table(table, order.building / TABLE)
+    write_tsv(order.all_dropped(damaged), order.building / DROPPED)
+    _write_json(order.building / CONTRACT, {**order.identity, "damaged": damaged, "checksum": checksum_of(table)})
 
 
-def _enter(out: Path, identity: dict[str, Any]) -> Path:
-    """The folder to build in, empty or holding an unfinished build of the same store.
+def _enter(order: _Order) -> None:
+    """Make the folder to build in, unless it holds an unfinished build of the same store.
 
-    An unfinished build of something else is refused, never deleted: it may hold hours of work.
+    An unfinished build of something else is refused, never deleted, since it may hold hours of work.
     """
-    building = out.with_name(out.name + ".building")
     for name in (CONTRACT, _IDENTITY):
-        if (building / name).is_file():
-            differs = _differences(json.loads((building / name).read_text(encoding="utf-8")), identity)
-            if differs:
+        if (order.building / name).is_file():
+            differs = _differences(json.loads((order.building / name).read_text(encoding="utf-8")), order.identity)
+            if not differs:
+                return
+            if _has_samples(order.building):
                 raise StoreError(
-                    f"store {out}: the unfinished build {building} is of something else: {differs}; "
+                    f"store {order.out}: the unfinished build {order.building} is of something else: {differs}; "
                     f"delete that folder, or name another store with data.store=DIR"
                 )
-            return building
-    shutil.rmtree(building, ignore_errors=True)  # killed before its first sample
-    building.mkdir()
-    _write_json(building / _IDENTITY, identity)
-    return building
+    order.building.mkdir(exist_ok=True)
+    for name in (ARRAYS, _JOURNAL):  # of an attempt that stored no sample
+        (order.building / name).unlink(missing_ok=True)
+    _write_json(order.building / _IDENTITY, order.identity)
 
 
-def _move_in(building: Path, out: Path) -> None:
-    for name in (_JOURNAL, _IDENTITY):
-        (building / name).unlink(missing_ok=True)
-    _flush_folder(building)
-    os.rename(building, out)
-    _flush_folder(out.parent)
+def _has_samples(building: Path) -> bool:
+    journal = building / _JOURNAL
+    return (building / CONTRACT).is_file() or (journal.is_file() and journal.stat().st_size > 0)
 
 
-def _reuse(
-    out: Path, table: pd.DataFrame, identity: dict[str, Any], dropped: pd.DataFrame | None, *, refresh: bool
-) -> ArrayStore | None:
-    """The store at `out` with this table; None when its files need a refresh that was not asked for."""
-    store = ArrayStore.open(out)
-    differs = _differences(store.record, identity)
+def _move_in(order: _Order) -> None:
+    for path in order.building.iterdir():  # the journal, and what a killed process left half-written
+        if path.name not in (ARRAYS, TABLE, DROPPED, CONTRACT):
+            path.unlink()
+    _flush_folder(order.building)
+    os.rename(order.building, order.out)
+    _flush_folder(order.out.parent)
+
+
+def _reuse(order: _Order, *, refresh: bool) -> ArrayStore | None:
+    """The store that is there, with this table; None when its files need a refresh that was not asked for."""
+    store = ArrayStore.open(order.out)
+    differs = _differences(store.record, order.identity)
     if differs:
         raise StoreError(
-            f"store {out} is of something else: {differs}; name another folder with data.store=DIR, or delete this one"
+            f"store {order.out} is of something else: {differs}; "
+            f"name another folder with data.store=DIR, or delete this one"
         )
     damaged = store.record["damaged"]
-    current = table[~scan_keys(table).isin(damaged)].reset_index(drop=True)
-    current["digest"] = store.table["digest"]
-    listed = store.dropped if dropped is None else _all_dropped(table, damaged, dropped)
-    if current.equals(store.table) and listed.equals(store.dropped):
+    table = order.table[~scan_keys(order.table).isin(damaged)].reset_index(drop=True)
+    table["digest"] = store.table["digest"]
+    dropped = store.dropped if order.dropped is None else order.all_dropped(damaged)
+    if table.equals(store.table) and dropped.equals(store.dropped):
         return store
     if not refresh:
         return None
-    write_table(current, out / TABLE)
-    write_tsv(listed, out / DROPPED)
-    return ArrayStore.open(out)
-
-
-def _all_dropped(table: pd.DataFrame, damaged: dict[str, str], dropped: pd.DataFrame | None) -> pd.DataFrame:
-    reasons = "damaged: " + scan_keys(table).map(damaged).astype("string")
-    rows = table.assign(reason=reasons)[reasons.notna()]
-    return finish_dropped(rows) if dropped is None else finish_dropped(rows, dropped)
-
-
-def _identity(table: pd.DataFrame, contract: InputContract) -> dict[str, Any]:
-    """What a store is of: the part of contract.json that is known before anything is read."""
-    scans = [scan_keys(table).tolist(), table["path"].tolist(), str(contract.dtype), SCHEMA]
-    return {
-        "schema": SCHEMA,
-        "contract": contract.to_dict(),
-        "scans": len(table),  # asked for: with the damaged ones
-        "fingerprint": digest_of(json.dumps(scans).encode()),
-    }
+    write_table(table, order.out / TABLE)
+    write_tsv(dropped, order.out / DROPPED)
+    return ArrayStore.open(order.out)
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -202,12 +221,14 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     return "; ".join(phrases)
 
 
-def _refuse_small_disk(layout: Layout, out: Path) -> None:
-    have = layout.path.stat().st_blocks * 512 if layout.path.exists() else 0  # claimed by an earlier start
-    free = shutil.disk_usage(layout.path.parent).free
-    if layout.nbytes - have + _SLACK_BYTES > free:
+def _refuse_small_disk(order: _Order) -> None:
+    path = order.layout.path
+    claimed = path.stat().st_blocks * 512 if path.exists() else 0  # by an earlier start
+    free = shutil.disk_usage(order.building).free
+    if order.layout.nbytes - claimed + _SLACK_BYTES > free:
         raise StoreError(
-            f"store {out}: {_need(layout)}, {free / 2**30:.2f} GiB are free; name another disk with data.store=DIR"
+            f"store {order.out}: {_need(order.layout)}, {free / 2**30:.2f} GiB are free; "
+            f"name another disk with data.store=DIR"
         )
 
 
@@ -231,10 +252,6 @@ def _locked(out: Path) -> Iterator[None]:
         file.write(f"{os.getpid()} on {os.uname().nodename}\n")
         file.flush()
         yield
-
-
-def _is_taken(out: Path) -> bool:
-    return out.exists() and not (out.is_dir() and not any(out.iterdir()))
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
