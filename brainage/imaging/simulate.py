@@ -23,6 +23,7 @@ from scipy import ndimage
 
 from brainage.errors import ConfigError
 
+VERSION = 1  # raise it when equal seeds give other images: cohorts on disk are then not taken for finished
 REFERENCE_AGE_YEARS = 25.0  # age at which the ageing maps leave the template as it is
 PETALIA_LOG = 0.10  # log volume added to the right frontal and left occipital grey matter of every brain
 SEX_LOG_HEAD = 0.11  # log head volume of men minus women
@@ -33,9 +34,9 @@ TIV_FEMALE_ML = 1400.0  # average intracranial volume of women; MNI152 heads are
 _FIELD_OF_VIEW_MM = (180.0, 216.0, 180.0)
 _ORIGIN_MM = (0.0, -126.0, -72.0)  # y and z of the first voxel; x is centred on the midline
 _COARSE_MM, _FINE_MM = 36.0, 18.0  # node distances of the random fields
-_PERSON_SD = (0.045, 0.06)  # of the coarse and fine field
+_PERSON_SD = (0.025, 0.04)  # of the coarse and fine field
 _SCAN_SD = 0.01
-_SITE_SD = 0.05
+_SITE_SD = 0.035
 
 
 class Scan(NamedTuple):
@@ -150,7 +151,7 @@ class BrainSimulator:
         grey = np.minimum(tissue.grey * np.exp(log_j), 1)
         white = np.minimum(tissue.white * np.exp(np.float32(0.3) * log_j), 1 - grey)
         image = 0.25 + (0.7 - 0.25) * grey + (0.7 + 0.4 * site.contrast - 0.25) * white  # the rest is CSF
-        image *= np.exp(self._field(site.field, _COARSE_MM))
+        image *= np.exp(self._field(0.5 * site.field, _COARSE_MM))
         noise = stream(self.seed, "noise", scan.participant_id, scan.session_id, "t1")
         image *= 1 + np.float32(site.noise_sd) * noise.standard_normal(self.shape, dtype=np.float32)
         image = np.maximum(image, np.float32(1e-3)) * np.float32(site.scanner_units)
@@ -159,8 +160,11 @@ class BrainSimulator:
     def log_jacobian(self, scan: Scan) -> np.ndarray:
         """log J of biology, head size, person and the site's smooth field, [X, Y, Z] float32."""
         log_j = self._biology(scan) + self._person_field(scan, self.site(scan.site).field)
-        template_ml = self.templates.brain.sum() * self.voxel_ml
-        return log_j + np.float32(np.log(self.tiv_ml(scan) / template_ml))
+        return log_j + np.float32(self.log_head(scan))
+
+    def log_head(self, scan: Scan) -> float:
+        """Log of head volume relative to the template's, part of log J since modulation keeps native volumes."""
+        return float(np.log(self.tiv_ml(scan) / (self.templates.brain.sum() * self.voxel_ml)))
 
     def tiv_ml(self, scan: Scan) -> float:
         """Intracranial volume; a person's own, equal at every visit."""
@@ -185,7 +189,7 @@ class BrainSimulator:
                 log_gain=strength * 0.04 * draw.standard_normal(),
                 sharpness=strength * 0.12 * draw.standard_normal(),
                 noise_sd=float(0.05 * np.exp(0.3 * draw.standard_normal())),
-                contrast=float(np.exp(strength * 0.15 * draw.standard_normal())),
+                contrast=float(np.exp(strength * 0.08 * draw.standard_normal())),
                 scanner_units=float(300 * np.exp(strength * 0.5 * draw.standard_normal())),
             )
         return self._sites[name]
@@ -217,18 +221,19 @@ class BrainSimulator:
 def map_weights(biological_age_years: float, disease_severity: float, sex: str) -> dict[str, float]:
     """Log volume change per anatomical map: the planted truth.
 
-    Adults lose 0.22 % grey matter a year everywhere, more in frontal (+0.2 %) and temporal (+0.15 %) cortex; the
-    hippocampus loses another 1 % a year beyond about 50; parietal cortex thins by 0.6 % a year until 20.
-    Disease takes 20 % (log) of the hippocampus and 10 % of temporal cortex at severity 1.
+    Adults lose 0.2 % grey matter a year everywhere and more in frontal (+0.35 %), temporal (+0.3 %) and
+    periventricular (+0.5 %) regions; the hippocampus loses another 1 % a year beyond about 50; parietal cortex thins
+    by 1 % a year until 20. Disease takes 20 % (log) of the hippocampus and 10 % of temporal cortex at severity 1.
     """
     years = biological_age_years - REFERENCE_AGE_YEARS
     beyond_midlife = 5.0 * np.logaddexp(0.0, (biological_age_years - 50.0) / 5.0)
     return {
-        "global": -0.0022 * years,
-        "frontal": -0.0020 * years,
-        "temporal": -0.0015 * years - 0.10 * disease_severity,
+        "global": -0.0020 * years,
+        "frontal": -0.0035 * years,
+        "temporal": -0.0030 * years - 0.10 * disease_severity,
+        "periventricular": -0.0050 * years,
         "hippocampal": -0.010 * float(beyond_midlife) - 0.20 * disease_severity,
-        "parietal": 0.006 * max(20.0 - biological_age_years, 0.0),
+        "parietal": 0.010 * max(20.0 - biological_age_years, 0.0),
         "amygdala": 0.03 * (sex == "M"),
         "petalia": PETALIA_LOG,
     }
@@ -251,6 +256,7 @@ def anatomical_maps(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> dict[str, np
         "global": everywhere,
         "frontal": frontal,
         "temporal": blob((52, -20, -18), (16, 28, 16)),
+        "periventricular": blob((10, 0, 14), (12, 24, 14)),
         "hippocampal": blob((27, -22, -16), (8, 13, 8)),
         "parietal": blob((35, -55, 50), (25, 20, 20)),
         "amygdala": blob((24, -3, -20), (8, 8, 8)),

@@ -22,11 +22,11 @@ DISEASE_YEARS = 8.0  # biological age added at severity 1
 
 # Samples of a site: share of sites, mean and sd of age in years.
 _SAMPLES = {
-    "students": (0.52, 21.0, 2.5),
+    "students": (0.51, 20.5, 2.5),
+    "elderly": (0.09, 63.0, 8.0),
     "children": (0.15, 11.5, 2.5),
-    "adults": (0.17, 30.0, 7.0),
-    "lifespan": (0.08, 45.0, 18.0),
-    "elderly": (0.08, 64.0, 8.0),
+    "lifespan": (0.10, 42.0, 17.0),
+    "adults": (0.15, 29.0, 7.0),
 }
 _EXTERNAL_SAMPLES = ("lifespan", "students", "elderly", "children", "adults")
 _MIN_SITE_PEOPLE = 10
@@ -164,7 +164,7 @@ def _age(site: Site, draw: np.random.Generator) -> float:
 
 def _sample_of(number: int) -> str:
     """Kind of the n-th site: a golden-ratio sequence, so that any first n sites have nearly the shares of _SAMPLES."""
-    position = (0.5 + number * 0.6180339887498949) % 1.0
+    position = (0.8 + number * 0.6180339887498949) % 1.0
     for name, (share, _, _) in _SAMPLES.items():
         if position < share:
             return name
@@ -175,5 +175,5 @@ def _sample_of(number: int) -> str:
 def _share_out(people: int, sites: int, draw: np.random.Generator) -> list[int]:
     """Unequal sizes that sum to `people`, each at least _MIN_SITE_PEOPLE where there are enough."""
     least = min(_MIN_SITE_PEOPLE, people // sites)
-    weights = np.exp(0.7 * draw.standard_normal(sites))
+    weights = np.exp(0.5 * draw.standard_normal(sites))
     return (least + draw.multinomial(people - least * sites, weights / weights.sum())).tolist()

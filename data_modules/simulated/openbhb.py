@@ -5,8 +5,8 @@
     resource/         the two templates on the cohort's own grid, label lists
     simulation/       parameters.json and truth.tsv, which no reader opens
 
-Arrays have no header; like the published ones they follow LAS axes (x falls from right to left of the array's end:
-the first index is the person's right side).
+Arrays have no header; like the published ones they follow LAS axes (the first index
+is the person's right side).
 """
 
 from __future__ import annotations
@@ -21,13 +21,30 @@ import pandas as pd
 
 from brainage.config import nearest
 from brainage.errors import ConfigError
-from brainage.imaging.simulate import BrainSimulator, Scan, grid, stream, templates
+from brainage.imaging.simulate import VERSION, BrainSimulator, Scan, grid, stream, templates
 from brainage.imaging.simulated_people import plan_sites, simulate_people
-from data_modules.simulated.writing import atomic_file, claim_folder, finish_folder, map_people, save_array, write_text
+from brainage.imaging.simulated_regions import MEASURES, RegionSimulator, region_names
+from data_modules.simulated.writing import (
+    atomic_file,
+    claim_folder,
+    finish_folder,
+    map_people,
+    save_array,
+    worker_count,
+    write_text,
+)
 
 MODALITIES = {
     "vbm": "preproc-cat12vbm_desc-gm_T1w",
     "quasiraw": "preproc-quasiraw_T1w",
+    "vbm_roi": "preproc-cat12vbm_desc-gm_ROI",
+    "desikan": "preproc-freesurfer_desc-desikan_ROI",
+    "destrieux": "preproc-freesurfer_desc-destrieux_ROI",
+}
+LABELS = {
+    "vbm_roi": "cat12vbm_labels.txt",
+    "desikan": "freesurfer_atlas-desikan_labels.txt",
+    "destrieux": "freesurfer_atlas-destrieux_labels.txt",
 }
 INTERNAL_TEST_SHARE = 0.18  # of the people of a site that is trained on: 15 % of all, with 15 % external
 
@@ -46,8 +63,9 @@ def write_openbhb(
     """Write (or complete) the cohort in `out` and return it; a finished cohort of equal parameters is left as it is.
 
     Every file is written under a temporary name, then renamed; a rerun after an interruption writes what is missing.
-    `workers` processes (0: one a core) change nothing in the files. `on_progress(done, subjects)` is called as people
-    are finished. Raises DataError when `out` holds something else, ConfigError on values that cannot be simulated.
+    `workers` processes (0: one a core where that pays) change nothing in the files. `on_progress(done, subjects)` is
+    called as people are finished. Raises DataError when `out` holds something else, ConfigError on values that cannot
+    be simulated.
     """
     out = Path(out)
     for modality in modalities:
@@ -56,7 +74,8 @@ def write_openbhb(
     people = split_people(simulate_people(plan_sites(subjects, seed=seed), seed=seed), seed=seed)
     grid(spacing_mm)  # refuses an impossible spacing before anything is written
     parameters = {
-        "layout": "openbhb folders, version 1",
+        "layout": "openbhb folders",
+        "version": VERSION,
         "subjects": subjects,
         "seed": seed,
         "spacing_mm": spacing_mm,
@@ -66,9 +85,10 @@ def write_openbhb(
     if claim_folder(out, parameters):
         return out
     write_resources(out / "resource", spacing_mm)
-    simulator = BrainSimulator(spacing_mm, seed, site_effect=site_effect)
-    write = partial(_write_person, out, tuple(modalities))
-    measured = pd.DataFrame(map_people(simulator, write, people, workers, on_progress))
+    sampler = Sampler(BrainSimulator(spacing_mm, seed, site_effect=site_effect), modalities)
+    write = partial(_write_people, out, tuple(modalities))
+    processes = worker_count(workers, len(people) * len(modalities), sampler.brains.shape)
+    measured = pd.DataFrame(map_people(sampler, write, people, processes, on_progress))
     write_text(out / "participants.tsv", participants_table(people, measured).to_csv(sep="\t", index=False))
     write_text(out / "qc.tsv", qc_table(people, seed).to_csv(sep="\t", index=False))
     finish_folder(out, parameters, people)
@@ -120,7 +140,7 @@ def qc_table(people: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def write_resources(folder: Path, spacing_mm: float) -> None:
-    """The grey-matter probability map and the T1 template on the cohort's grid, with the LAS affine of the arrays."""
+    """The two templates on the cohort's grid with the LAS affine of its arrays, and the names of regions."""
     (x, _, _), affine = grid(spacing_mm)
     las = affine.copy()
     las[0, 0], las[0, 3] = -spacing_mm, affine[0, 3] + spacing_mm * (x - 1)
@@ -131,8 +151,11 @@ def write_resources(folder: Path, spacing_mm: float) -> None:
     ):
         image = nib.Nifti1Image(to_las(volume), las)
         image.set_sform(las, code="mni")
-        with atomic_file(folder / name) as (_, temporary):
+        with atomic_file(folder / name) as temporary:
             nib.save(image, temporary)
+    for atlas, name in LABELS.items():
+        write_text(folder / name, "\n".join(region_names(atlas)) + "\n")
+    write_text(folder / "freesurfer_channels.txt", "\n".join(MEASURES) + "\n")
 
 
 def to_las(volume: np.ndarray) -> np.ndarray:
@@ -140,19 +163,39 @@ def to_las(volume: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(volume[::-1])
 
 
-def _write_person(
-    out: Path, modalities: tuple[str, ...], simulator: BrainSimulator, task: Sequence[tuple[Scan, str]]
+class Sampler:
+    """Any modality of a scan as the published arrays hold it; picklable, one for each worker process."""
+
+    def __init__(self, simulator: BrainSimulator, modalities: Sequence[str]) -> None:
+        self.brains = simulator
+        self.regions = RegionSimulator(simulator) if set(modalities) & set(LABELS) else None
+
+    def array(self, scan: Scan, modality: str, grey: np.ndarray) -> np.ndarray:
+        """float32: (1, 1, X, Y, Z) on LAS axes, (1, 1, 284) or (1, 7, regions); `grey` is the scan's map in RAS."""
+        if modality == "vbm":
+            return to_las(grey)[None, None]
+        if modality == "quasiraw":
+            return to_las(self.brains.t1(scan))[None, None]
+        assert self.regions is not None
+        return (
+            self.regions.vbm(scan, grey)[None, None]
+            if modality == "vbm_roi"
+            else self.regions.cortex(scan, modality)[None]
+        )
+
+
+def _write_people(
+    out: Path, modalities: tuple[str, ...], sampler: Sampler, task: Sequence[tuple[Scan, str]]
 ) -> list[dict[str, float]]:
     """Writes the arrays of some people; returns their tissue volumes (computed again where the files exist already)."""
     measured = []
     for scan, split in task:
         name = f"sub-{scan.participant_id}"
         folder = out / ("train" if split == "train" else "val") / "derivatives" / name / f"ses-{scan.session_id}"
-        grey = simulator.grey_matter(scan)
+        grey = sampler.brains.grey_matter(scan)
         for modality in modalities:
             path = folder / f"{name}_{MODALITIES[modality]}.npy"
             if not path.exists():
-                volume = grey if modality == "vbm" else simulator.t1(scan)
-                save_array(path, to_las(volume)[None, None])
-        measured.append(simulator.tissue_ml(scan, grey))
+                save_array(path, sampler.array(scan, modality, grey))
+        measured.append(sampler.brains.tissue_ml(scan, grey))
     return measured

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -10,32 +11,37 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from brainage.errors import DataError
-from brainage.imaging.simulate import BrainSimulator, Scan
+from brainage.imaging.simulate import Scan
 from brainage.imaging.simulated_people import scans
 
 _PEOPLE_A_TASK = 8
-_README = """Planted truth of a simulated cohort: acceleration_years, biological_age_years, disease_severity of each scan.
+_VOXELS_WORTH_PROCESSES = 3e8  # about 10 s of one core; starting processes takes some seconds itself
+_README = """Planted truth of a simulated cohort: acceleration, biological age and disease severity of each scan.
 No reader opens this folder; only tests and studies that compare an estimate with the truth may.
 """
 
 
 def map_people(
-    simulator: BrainSimulator,
-    work: Callable[[BrainSimulator, Sequence[tuple[Scan, str]]], list[Any]],
+    sampler: Any,
+    work: Callable[[Any, Sequence[tuple[Scan, str]]], list[Any]],
     people: pd.DataFrame,
     workers: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> list[Any]:
-    """`work(simulator, [(scan, split), ...])` on groups of people in processes; the results in the order of people."""
+    """`work(sampler, [(scan, split), ...])` on groups of people in processes; the results in the order of people.
+
+    `workers` is 1 or more, see `worker_count`. `work` must be picklable and give one result a scan; the sampler goes
+    to each process once.
+    """
     todo = list(zip(scans(people), people["split"], strict=True))
     tasks = [todo[start : start + _PEOPLE_A_TASK] for start in range(0, len(todo), _PEOPLE_A_TASK)]
-    processes = min(workers or os.cpu_count() or 1, len(tasks))
+    processes = min(workers, len(tasks))
     results: list[Any] = []
 
     def collect(groups: Iterable[list[Any]]) -> list[Any]:
@@ -46,44 +52,50 @@ def map_people(
         return results
 
     if processes == 1:
-        return collect(work(simulator, task) for task in tasks)
+        return collect(work(sampler, task) for task in tasks)
     # spawn: a fork of a process whose torch or BLAS threads have run can deadlock
-    with ProcessPoolExecutor(processes, get_context("spawn"), _set_simulator, (simulator,)) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), _keep_sampler, (sampler,)) as pool:
         return collect(pool.map(partial(_in_worker, work), tasks))
 
 
-_simulator: BrainSimulator  # of a worker process
+def worker_count(workers: int, arrays: int, shape: tuple[int, ...]) -> int:
+    """`workers`, or where that is 0 one a core for a long job and 1 for a short one."""
+    if workers:
+        return workers
+    return (os.cpu_count() or 1) if arrays * math.prod(shape) > _VOXELS_WORTH_PROCESSES else 1
 
 
-def _set_simulator(simulator: BrainSimulator) -> None:
-    global _simulator
-    _simulator = simulator
+_sampler: Any = None  # of a worker process
 
 
-def _in_worker(work: Callable[[BrainSimulator, Any], list[Any]], task: Any) -> list[Any]:
-    return work(_simulator, task)
+def _keep_sampler(sampler: Any) -> None:
+    global _sampler
+    _sampler = sampler
+
+
+def _in_worker(work: Callable[[Any, Any], list[Any]], task: Any) -> list[Any]:
+    return work(_sampler, task)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
     """float32 .npy, atomically."""
-    with atomic_file(path) as (file, _):
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.save(file, array.astype(np.float32, copy=False))
 
 
 def write_text(path: Path, text: str) -> None:
     """UTF-8 text, atomically."""
-    with atomic_file(path) as (file, _):
-        file.write(text.encode())
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """A temporary neighbour, as open file and as path; it takes the name `path` only when the block ends without an error."""
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Path of a temporary neighbour, which takes the name `path` only when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # ends alike: writers go by the suffix
     try:
-        with temporary.open("wb") as file:
-            yield file, temporary
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
