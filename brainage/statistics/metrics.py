@@ -34,7 +34,7 @@ def bias_years(age: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> n
 
 
 def r2(age: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Coefficient of determination, 1 - sum (age - predicted)^2 / sum (age - mean age)^2, with the mean of the resample.
+    """Coefficient of determination, 1 - sum (age - predicted)^2 / sum (age - mean age)^2, of the resample.
 
     Below 0 when predicting that mean would be better; NaN when all ages are equal.
     """

@@ -1,0 +1,171 @@
+"""What a probe is fitted on: one vector a scan, joined to the table by key and never by order.
+
+n scans, D features, F values in a flattened sample. Embeddings, raw samples and their principal components are all
+`Features`, so that every model and every baseline is scored by the same code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import scipy.linalg
+
+from brainage.data.table import KEY, read_table, scan_keys, write_atomically
+from brainage.errors import DataError
+
+_BLOCK_VALUES = 64_000_000  # values of the samples held as float32 at once: 256 MB
+_RELATIVE_RANK = 1e-6  # variance, as a share of the largest, below which a component is float32 rounding
+
+
+@dataclass(frozen=True)
+class Features:
+    label: str  # the model, e.g. exp, untrained, pca_ridge
+    seed: int
+    keys: pd.DataFrame  # KEY columns, one row a scan
+    values: np.ndarray  # float32 [n, D]
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or len(self.keys) != len(self.values):
+            raise DataError(
+                f"features {self.label!r}: expected one vector a key, found {len(self.keys)} keys and "
+                f"values of shape {self.values.shape}"
+            )
+
+
+class Embeddings(NamedTuple):
+    """One row a scan: `keys` has the KEY columns, `trunk` and `head` are float32 [n, D]."""
+
+    keys: pd.DataFrame
+    trunk: np.ndarray
+    head: np.ndarray
+
+    def features(self, which: Literal["trunk", "head"], label: str, seed: int) -> Features:
+        return Features(label, seed, self.keys, self.trunk if which == "trunk" else self.head)
+
+
+def join(features: Features, table: pd.DataFrame) -> np.ndarray:
+    """float32 [rows of the table, D]: the vector of each scan of `table`, found by its key.
+
+    Vectors of other scans are not used: the table decides who takes part. Raises DataError when a scan of the table has
+    no vector or several, when a vector is not finite, and when all vectors are equal (a collapsed encoder); single
+    constant columns are left to the probe, since a trunk may have dead units.
+    """
+    name = f"features {features.label!r} (seed {features.seed})"
+    theirs, ours = pd.Index(scan_keys(features.keys)), pd.Index(scan_keys(table))
+    for keys, owner in ((theirs, name), (ours, "table")):
+        if keys.has_duplicates:
+            twice = keys[keys.duplicated()]
+            raise DataError(f"{owner}: {len(twice)} scans are there more than once, first {twice[0]}")
+    rows = theirs.get_indexer(ours)
+    if (rows < 0).any():
+        lost = ours[rows < 0]
+        raise DataError(f"{name}: {len(lost)} of {len(ours)} scans have no vector, first {lost[0]}; embed them first")
+    values = features.values[rows]
+    broken = ~np.isfinite(values).all(axis=1)
+    if broken.any():
+        raise DataError(f"{name}: {int(broken.sum())} vectors hold NaN or infinity, first of scan {ours[broken][0]}")
+    if len(values) > 1 and (values == values[0]).all():
+        raise DataError(f"{name}: the vectors of all {len(values)} scans are equal: the encoder has collapsed")
+    return values
+
+
+def write_embeddings(path: str | Path, keys: pd.DataFrame, trunk: np.ndarray, head: np.ndarray) -> None:
+    """Write a parquet file of the KEY columns and the lists `trunk` and `head`, whole or not at all."""
+    if not len(keys) == len(trunk) == len(head):
+        raise DataError(f"{path}: expected as many keys as vectors, found {len(keys)}, {len(trunk)} and {len(head)}")
+    columns = {
+        name: pa.array(keys[name].astype("string").fillna("").to_numpy(dtype=object), pa.string()) for name in KEY
+    }
+    table = pa.table({**columns, "trunk": _lists(trunk), "head": _lists(head)})
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary))
+
+
+def read_embeddings(path: str | Path) -> Embeddings:
+    """Inverse of `write_embeddings`; DataError naming the file when it is absent, torn or has ragged vectors."""
+    frame = read_table(path)
+    absent = [name for name in (*KEY, "trunk", "head") if name not in frame]
+    if absent:
+        raise DataError(f"{path}: column {absent[0]!r} missing; not a file of embeddings")
+    vectors = {}
+    for name in ("trunk", "head"):
+        lengths = set(frame[name].map(len))
+        if len(lengths) > 1:
+            raise DataError(f"{path}: column {name!r}: expected vectors of one length, found {sorted(lengths)[:5]}")
+        vectors[name] = np.stack(list(frame[name])).astype(np.float32) if len(frame) else np.empty((0, 0), np.float32)
+    return Embeddings(frame[KEY], vectors["trunk"], vectors["head"])
+
+
+def raw_features(samples: np.ndarray, table: pd.DataFrame, label: str = "ridge") -> Features:
+    """Samples [n, ...] as they are, flattened; row i belongs to row i of `table` (an array store and its table)."""
+    flat = _flat(samples, table, label)
+    return Features(label, 0, table[KEY].reset_index(drop=True), np.asarray(flat, dtype=np.float32))
+
+
+def pca_features(
+    samples: np.ndarray,
+    table: pd.DataFrame,
+    fit_rows: np.ndarray,
+    *,
+    n_components: int = 100,
+    seed: int = 0,
+    label: str = "pca_ridge",
+    most_fitted: int = 4000,
+) -> Features:
+    """Principal components of the raw samples: mean and axes from `fit_rows` (indices) only, scores of every row.
+
+    Exact, from the inner products between centred samples, which one pass over blocks of columns sums in float64: no
+    axis of F values is ever held, and `samples` [n, ...] may be a memory map. Held at once: about three blocks of 256
+    MB and n x `most_fitted` products. The time grows with n x fitted x varying columns; above `most_fitted` scans the
+    axes are fitted on that many of them, drawn by `seed`. Fewer components are returned where the scans have no more.
+    """
+    flat = _flat(samples, table, label)
+    fit_rows = np.unique(np.asarray(fit_rows, dtype=np.intp))
+    if len(fit_rows) < 2:
+        raise DataError(f"{label}: expected at least two scans to fit principal components on, found {len(fit_rows)}")
+    if len(fit_rows) > most_fitted:
+        fit_rows = np.sort(np.random.default_rng(seed).choice(fit_rows, most_fitted, replace=False))
+    products = _centred_products(flat, fit_rows, label)  # [n, fitted]
+    fitted = len(fit_rows)
+    last = [max(0, fitted - n_components), fitted - 1]
+    variances, axes = scipy.linalg.eigh(products[fit_rows], subset_by_index=last)
+    kept = np.flatnonzero(variances > _RELATIVE_RANK * variances[-1])[::-1]
+    values = products @ (axes[:, kept] / np.sqrt(variances[kept]))
+    return Features(label, seed, table[KEY].reset_index(drop=True), values.astype(np.float32))
+
+
+def _centred_products(flat: np.ndarray, fit_rows: np.ndarray, label: str) -> np.ndarray:
+    """float64 [n, fitted]: (x - mean).(x' - mean) of every scan with every fitted one."""
+    products = np.zeros((len(flat), len(fit_rows)))
+    size = max(1, _BLOCK_VALUES // len(flat))
+    for start in range(0, flat.shape[1], size):
+        block = np.asarray(flat[:, start : start + size], dtype=np.float32)
+        if not np.isfinite(block).all():
+            row = int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
+            raise DataError(f"{label}: the sample in row {row} holds NaN or infinity")
+        # A column that is constant over the fitted scans is in no axis: leaving out the background saves most work.
+        varying = (block[fit_rows] != block[fit_rows[0]]).any(axis=0)
+        block = block[:, varying]
+        block -= block[fit_rows].mean(axis=0, dtype=np.float64).astype(np.float32)
+        products += block @ block[fit_rows].T
+    if not products.any():
+        raise DataError(f"{label}: the fitted samples are all equal; there are no principal components")
+    return products
+
+
+def _flat(samples: np.ndarray, table: pd.DataFrame, label: str) -> np.ndarray:
+    """A view [n, F]."""
+    if len(samples) != len(table):
+        raise DataError(f"{label}: expected one sample a row of the table, found {len(samples)} and {len(table)}")
+    return samples.reshape(len(samples), -1)
+
+
+def _lists(vectors: np.ndarray) -> pa.ListArray:
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    n, D = vectors.shape
+    return pa.ListArray.from_arrays(pa.array(np.arange(n + 1, dtype=np.int32) * D), pa.array(vectors.ravel()))

@@ -1,0 +1,110 @@
+"""Results as a long table, one number a row: the only thing that reports and studies read besides predictions.
+
+`run` is the model's label, `n` counts people (scans are in the note), intervals are 95 % over people. A number that
+could not be computed is a row with NaN and a note that says why, never an absent row. `note` is a list of phrases
+joined by `; `; in a row about a part of a split the first phrase names the part: `site=Guys` or `band=20-29`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from brainage.data.table import SPLITS, write_atomically
+from brainage.errors import DataError
+from brainage.statistics.bootstrap import Interval
+
+RESULT_COLUMNS = ["run", "cohort", "split", "task", "metric", "estimate", "low", "high", "n", "note"]
+PARTS = ("site", "band")
+_TEXT = ("run", "cohort", "split", "task", "metric", "note")
+_NUMBERS = ("estimate", "low", "high")
+
+
+def result_row(
+    run: str, cohort: str, split: str, task: str, metric: str, found: Interval, n: int, *notes: str
+) -> dict[str, Any]:
+    """One row; empty notes are left out."""
+    note = "; ".join(phrase for phrase in notes if phrase)
+    values = [run, cohort, split, task, metric, found.estimate, found.low, found.high, n, note]
+    return dict(zip(RESULT_COLUMNS, values, strict=True))
+
+
+def missing_row(run: str, cohort: str, split: str, task: str, metric: str, reason: str) -> dict[str, Any]:
+    """The row of a number that could not be computed."""
+    return result_row(run, cohort, split, task, metric, Interval(np.nan, np.nan, np.nan), 0, f"not computed: {reason}")
+
+
+def results_frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as a checked frame: text, float64 and int64 (`n`) columns in the order of RESULT_COLUMNS."""
+    frame = pd.DataFrame(list(rows), columns=RESULT_COLUMNS)
+    frame = frame.astype({**dict.fromkeys(_TEXT, "string"), **dict.fromkeys(_NUMBERS, "float64"), "n": "int64"})
+    validate_results(frame, "results")
+    return frame
+
+
+def part_of(note: str) -> tuple[str, str]:
+    """(kind, name) of the part of a split that a row is about, ("", "") for the whole split.
+
+    >>> part_of("site=Guys; 12 scans"), part_of("360 scans")
+    (('site', 'Guys'), ('', ''))
+    """
+    kind, equals, name = note.split("; ")[0].partition("=")
+    return (kind, name) if equals and kind in PARTS else ("", "")
+
+
+def combine(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Several result frames as one; rows that are equal in every column (a shared baseline) are kept once.
+
+    Raises DataError on two rows of one run, split, task, metric and part that differ.
+    """
+    rows = [row for frame in frames for row in frame[RESULT_COLUMNS].to_dict("records")]
+    whole = pd.DataFrame(rows, columns=RESULT_COLUMNS).drop_duplicates(ignore_index=True)
+    return results_frame(whole.to_dict("records"))
+
+
+def validate_results(frame: pd.DataFrame, source: str) -> None:
+    """Raise DataError naming the row: empty text, unknown split, low above high, NaN without a note, repeated."""
+    if list(frame.columns) != RESULT_COLUMNS:
+        raise DataError(f"{source}: expected the columns {', '.join(RESULT_COLUMNS)}; found {', '.join(frame.columns)}")
+    for row in frame.to_dict("records"):
+        name = f"{source}: row {row['run']}/{row['split']}/{row['task']}/{row['metric']}"
+        for column in ("run", "cohort", "task", "metric"):
+            if pd.isna(row[column]) or not row[column]:
+                raise DataError(f"{name}: {column} is empty")
+        if pd.isna(row["split"]) or not set(row["split"].split("+")) <= set(SPLITS):
+            raise DataError(f"{name}: expected a split of {', '.join(SPLITS)}, or several joined by '+'")
+        if np.isnan(row["low"]) != np.isnan(row["high"]) or row["low"] > row["high"]:
+            raise DataError(f"{name}: expected low <= high, found {row['low']} and {row['high']}")
+        if np.isnan(row["estimate"]) and (pd.isna(row["note"]) or not row["note"]):
+            raise DataError(f"{name}: an estimate of NaN needs a note that says why")
+        if row["n"] < 0:
+            raise DataError(f"{name}: expected n of 0 or more people, found {row['n']}")
+    names = frame[["run", "cohort", "split", "task", "metric"]]
+    names["part"] = ["=".join(part_of(note)) for note in frame["note"].fillna("")]
+    for index in frame.index[names.duplicated()]:
+        raise DataError(f"{source}: two different rows of {'/'.join(map(str, names.loc[index]))}")
+
+
+def write_results(frame: pd.DataFrame, path: str | Path) -> None:
+    """Write a CSV, whole or not at all; numbers with every digit, NaN as an empty cell."""
+    validate_results(frame, str(path))
+    write_atomically(path, lambda temporary: frame.to_csv(temporary, index=False, lineterminator="\n"))
+
+
+def read_results(path: str | Path) -> pd.DataFrame:
+    """Inverse of `write_results`; DataError naming the file when it is absent, torn or not a results table."""
+    if not Path(path).is_file():
+        raise DataError(f"{path}: file not found; `brainage evaluate` writes it")
+    try:
+        frame = pd.read_csv(
+            path, dtype=dict.fromkeys(_TEXT, "string"), keep_default_na=False, na_values=dict.fromkeys(_NUMBERS, "")
+        )
+        frame = frame.astype({**dict.fromkeys(_NUMBERS, "float64"), "n": "int64"})
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{path}: not readable as results ({' '.join(str(error).split())[:200]})") from error
+    validate_results(frame, str(path))
+    return frame

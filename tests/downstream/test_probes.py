@@ -1,0 +1,167 @@
+"""Probes against scikit-learn on the same folds, and the refusals that keep scored people out of the fit."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV
+
+from brainage.downstream.probes import PENALTIES, RidgeProbe, SiteProbe, fitted_and_scored, grouped_folds, people
+from brainage.downstream.softmax import fit_softmax_path
+from brainage.errors import ConfigError, DataError, LeakageError
+
+from .cohort import make_table
+
+
+def regression(n, D, seed=0, noise=8.0):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, D)) * np.exp(-np.arange(D) / 8)
+    y = 50 + X @ rng.normal(size=D) * 5 + rng.normal(size=n) * noise
+    return X, y, rng.permutation(n) // 2  # two scans a person
+
+
+@pytest.mark.parametrize(("n", "D", "noise"), [(80, 12, 8.0), (60, 150, 8.0), (90, 30, 0.01), (41, 40, 30.0)])
+def test_the_age_probe_chooses_and_predicts_as_scikit_learn_does(n, D, noise):
+    X, y, groups = regression(n, D, seed=n, noise=noise)
+    X[:, 3] = 7.5  # a dead unit
+    probe = RidgeProbe(seed=4).fit(X, y, groups)
+    search = GridSearchCV(Ridge(), {"alpha": PENALTIES}, scoring="r2", cv=grouped_folds(groups, 4)).fit(X, y)
+    assert probe.alpha_ == search.best_params_["alpha"]
+    np.testing.assert_allclose(probe.scores_, search.cv_results_["mean_test_score"], atol=1e-9)
+    np.testing.assert_allclose(probe.predict(X[::-1]), search.predict(X[::-1]), rtol=1e-8)
+
+
+def test_the_cases_above_choose_different_penalties():
+    chosen = {RidgeProbe(seed=4).fit(*regression(n, D, n, s)).alpha_ for n, D, s in [(80, 12, 8), (90, 30, 0.01)]}
+    assert len(chosen) == 2
+
+
+def test_features_of_very_different_units_are_solved_as_accurately():
+    X, y, groups = regression(80, 12)
+    X = X * np.logspace(-2, 6, 12) + 1e6
+    probe, reference = RidgeProbe(alphas=[0.1]).fit(X, y, groups), Ridge(0.1, solver="svd").fit(X, y)
+    np.testing.assert_allclose(probe.predict(X), reference.predict(X), rtol=1e-7)
+
+
+def test_folds_hold_out_whole_people_once_and_follow_the_seed_not_the_order():
+    groups = np.array([f"p{i}" for i in np.random.default_rng(0).integers(0, 23, 60)])
+    folds = grouped_folds(groups, 1)
+    held_out = np.concatenate([test for _, test in folds])
+    assert sorted(held_out) == list(range(60))
+    for train, test in folds:
+        assert set(groups[train]) & set(groups[test]) == set()
+    counts = [len(set(groups[test])) for _, test in folds]
+    assert max(counts) - min(counts) <= 1
+    of_person = {p: fold for fold, (_, test) in enumerate(grouped_folds(groups[::-1], 1)) for p in groups[::-1][test]}
+    assert all(of_person[p] == fold for fold, (_, test) in enumerate(folds) for p in groups[test])
+    assert any(
+        set(groups[test]) != set(groups[other])
+        for (_, test), (_, other) in zip(folds, grouped_folds(groups, 2), strict=True)
+    )
+
+
+def test_few_people_get_fewer_folds_and_three_are_refused():
+    assert len(grouped_folds(np.arange(7), 0)) == 3
+    assert RidgeProbe().fit(*regression(8, 3)).folds_ == 2
+    with pytest.raises(DataError, match="at least 4 people to fit on, found 3"):
+        grouped_folds(np.array([1, 1, 2, 3, 3]), 0)
+
+
+def test_probes_refuse_values_that_are_not_finite():
+    X, y, groups = regression(20, 3)
+    with pytest.raises(DataError, match="1 of 20 ages"):
+        RidgeProbe().fit(X, np.where(np.arange(20) == 3, np.nan, y), groups)
+    X[5, 1] = np.inf
+    with pytest.raises(DataError, match="1 of 20 rows"):
+        RidgeProbe().fit(X, y, groups)
+    with pytest.raises(DataError, match="1 of 20 rows"):
+        SiteProbe().fit(X, groups % 2, groups)
+    with pytest.raises(DataError, match="shape"):
+        RidgeProbe().fit(X[:, 0], y, groups)
+
+
+def sites(n=160, D=10, K=4, signal=0.8, seed=0):
+    rng = np.random.default_rng(seed)
+    site = rng.integers(0, K, n)
+    X = (rng.normal(size=(n, D)) + signal * rng.normal(size=(K, D))[site]) * np.exp(-np.arange(D) / 3) + 5
+    return X, np.array([f"site{s}" for s in site]), np.arange(n) // 2
+
+
+@pytest.mark.parametrize("K", [2, 4])
+@pytest.mark.parametrize("D", [10, 200])
+def test_the_softmax_solution_is_the_one_of_scikit_learn(K, D):
+    X, y, _ = sites(D=D, K=K)
+    X[:, 2] = 1.0
+    codes = np.unique(y, return_inverse=True)[1]
+    for C, model in zip(PENALTIES, fit_softmax_path(X, codes, PENALTIES, tolerance=1e-8), strict=True):
+        assert model.converged
+        reference = LogisticRegression(C=C, tol=1e-10, max_iter=100_000).fit(X - X.mean(axis=0), y)
+        scores = X @ model.coef + model.intercept
+        probabilities = np.exp(scores - scores.max(axis=1, keepdims=True))
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(probabilities, reference.predict_proba(X - X.mean(axis=0)), atol=2e-5)
+
+
+@pytest.mark.parametrize("solver", ["lbfgs", "saga"])
+def test_the_site_probe_chooses_and_predicts_as_scikit_learn_does(solver):
+    X, y, groups = sites()
+    published = {"solver": "saga", "max_iter": 150, "random_state": 3}
+    model = LogisticRegression(**(published if solver == "saga" else {"solver": "newton-cholesky", "tol": 1e-8}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        search = GridSearchCV(model, {"C": PENALTIES}, scoring="balanced_accuracy", cv=grouped_folds(groups, 3))
+        search.fit(X, y)
+    probe = SiteProbe(solver, seed=3).fit(X, y, groups)
+    np.testing.assert_allclose(probe.scores_, search.cv_results_["mean_test_score"], atol=1e-12)
+    assert search.best_params_ == {"C": probe.C_}
+    assert (probe.predict(X) == search.predict(X)).all()
+
+
+def test_the_published_solver_says_that_it_stopped_half_way():
+    X, y, groups = sites(60)
+    assert not SiteProbe("saga").fit(X * 50, y, groups).converged_
+    assert SiteProbe().fit(X * 50, y, groups).converged_
+    assert not SiteProbe(max_iter=2).fit(X, y, groups).converged_
+
+
+def test_a_site_of_one_person_is_counted_and_still_learnt():
+    X, y, groups = sites()
+    y = np.where(groups == groups[0], "lonely", y)
+    X[groups == groups[0]] += 20
+    probe = SiteProbe().fit(X, y, groups)
+    assert probe.lonely_sites_ == ["lonely"]
+    assert (probe.predict(X[groups == groups[0]]) == "lonely").all()
+    one_each = SiteProbe().fit(X[:8], np.array(["a"] * 6 + ["b"] * 2), np.arange(8) // 2)
+    assert one_each.lonely_sites_ == ["b"]
+    with pytest.raises(DataError, match="two sites or more"):
+        SiteProbe().fit(X, np.full(len(y), "a"), groups)
+
+
+def test_people_are_fitted_or_scored_never_both():
+    table = make_table(8, 3, 4, 5)
+    fitted, scored = fitted_and_scored(table, ["train", "val"])
+    assert fitted["split"].value_counts().to_dict() == {"train": 8, "val": 3}
+    assert scored["split"].value_counts().to_dict() == {"test_internal": 4, "test_external": 5}
+    assert set(people(fitted)) & set(people(scored)) == set()
+    with pytest.raises(LeakageError, match="holds test_external"):
+        fitted_and_scored(table, ["train", "test_external"])
+    with pytest.raises(ConfigError, match="'trian' is no split"):
+        fitted_and_scored(table, ["trian"])
+    with pytest.raises(DataError, match="no scan in val"):
+        fitted_and_scored(make_table(8, 0, 4, 5), ["val"])
+
+
+def test_a_subject_put_into_two_splits_is_refused():
+    table = make_table(8, 3, 4, 5)
+    again = table[table["split"] == "train"][:1].assign(split="test_external", session_id="again")
+    with pytest.raises(LeakageError, match="demo/train"):
+        fitted_and_scored(pd.concat([table, again], ignore_index=True), ["train"])
+
+
+def test_a_scan_without_a_split_is_refused():
+    table = make_table(8, 3, 4, 5)
+    table.loc[2, "split"] = pd.NA
+    with pytest.raises(DataError, match="1 scans have no split"):
+        fitted_and_scored(table, ["train"])
