@@ -55,6 +55,15 @@ def site_sheet(table: pd.DataFrame) -> Table:
     return Table("sites", "The cohort by site", data, shown, note, text_columns=2)
 
 
+def ages_by_site(table: pd.DataFrame) -> pd.DataFrame:
+    """site, people, and the mean age with one sd around it; sites of FEWEST_PEOPLE people or more, largest first."""
+    data = site_sheet(table).data.dropna(subset=["age_mean", "age_sd"])
+    return pd.DataFrame({
+        "site": data["group"], "people": data["people"], "estimate": data["age_mean"],
+        "low": data["age_mean"] - data["age_sd"], "high": data["age_mean"] + data["age_sd"],
+    })  # fmt: skip
+
+
 def dropped_sheet(dropped: pd.DataFrame) -> Table:
     """Dropped scans counted by reason, with nothing in the reason that could name a person."""
     counts = Counter(anonymous_reasons(dropped))
@@ -66,9 +75,9 @@ def dropped_sheet(dropped: pd.DataFrame) -> Table:
 def anonymous_reasons(dropped: pd.DataFrame) -> list[str]:
     """Each row's reason without identifiers, paths and quoted values, and without numbers that differ from row to row.
 
-    >>> rows = {"participant_id": ["p1", "p2"], "reason": ["age 999 of p1 not in 0 to 90", "age -4 of p2 not in 0 to 90"]}
+    >>> rows = {"participant_id": ["p1", "p2"], "reason": ["p1: age 999 not in 0 to 90", "p2: age -4 not in 0 to 90"]}
     >>> anonymous_reasons(pd.DataFrame(rows))
-    ['age … of … not in 0 to 90', 'age … of … not in 0 to 90']
+    ['… age … not in 0 to 90', '… age … not in 0 to 90']
     """
     columns = [name for name in ("participant_id", "session_id", "path") if name in dropped]
     known = {str(value) for name in columns for value in dropped[name].dropna()}

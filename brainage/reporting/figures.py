@@ -61,6 +61,7 @@ def save_figure(figure: Figure, stem: Path) -> str:
     figure.savefig(buffer, format="svg", dpi=RASTER_DPI, metadata={"Date": None, "Creator": None})
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_name(stem.name + ".svg").write_bytes(buffer.getvalue())
+    figure.set_layout_engine("none")  # keeps the places found for the SVG
     figure.savefig(stem.with_name(stem.name + ".png"), dpi=160, metadata={"Software": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
@@ -112,15 +113,15 @@ def age_scatter(
 
 @styled
 def error_by_band(bands: pd.DataFrame, *, ylabel: str, title: str, zero_line: bool) -> Figure:
-    """Estimate and interval of an error for each decade of age; columns split, band, estimate, low, high."""
+    """Estimate and interval of an error for each decade of age; columns split, part, estimate, low, high."""
     figure, axes = _panel()
-    order = sorted(bands["band"].unique(), key=lambda band: int(band.split("-")[0]))
+    order = bands.sort_values("part", key=band_start)["part"].drop_duplicates().to_list()
     if zero_line:
         axes.axhline(0, color=MUTED, linewidth=1)
     splits = [split for split in SPLIT_COLOURS if split in set(bands["split"])]
     for number, split in enumerate(splits):
         rows = bands[bands["split"] == split]
-        x = np.array([order.index(band) for band in rows["band"]]) + (number - (len(splits) - 1) / 2) * 0.22
+        x = np.array([order.index(band) for band in rows["part"]]) + (number - (len(splits) - 1) / 2) * 0.22
         spread = np.abs(rows[["low", "high"]].to_numpy(float).T - rows["estimate"].to_numpy(float))
         axes.errorbar(
             x, rows["estimate"], yerr=spread, fmt="os"[number % 2], color=SPLIT_COLOURS[split], markersize=5,
@@ -131,9 +132,7 @@ def error_by_band(bands: pd.DataFrame, *, ylabel: str, title: str, zero_line: bo
     axes.set(xlabel="chronological age (years)", ylabel=ylabel, xlim=(-0.6, len(order) - 0.4))
     if not zero_line:
         axes.set_ylim(bottom=0)
-    axes.set_title(title)
-    if len(splits) > 1:
-        axes.legend(loc="best")
+    _title_and_legend(axes, title, len(splits))
     return figure
 
 
@@ -144,13 +143,14 @@ def dots_with_intervals(
     xlabel: str,
     title: str,
     colours: list[str],
-    reference: float | None = None,
+    reference: float = np.nan,
     reference_name: str = "",
+    from_zero: bool = True,
 ) -> Figure:
     """One dot and interval a row, first row on top; columns name, estimate, low, high."""
     figure, axes = _panel(height=1.25 + 0.24 * max(len(rows), 3))
     y = np.arange(len(rows))[::-1]
-    if reference is not None and np.isfinite(reference):
+    if np.isfinite(reference):
         axes.axvline(reference, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axes.annotate(
             reference_name, (reference, 1), xycoords=("data", "axes fraction"), xytext=(-4, -2),
@@ -159,7 +159,9 @@ def dots_with_intervals(
     axes.hlines(y, rows["low"], rows["high"], colors=colours, linewidth=1.6)
     axes.scatter(rows["estimate"], y, s=28, c=colours, zorder=3, linewidths=0)
     axes.set_yticks(y, [names(name) for name in rows["name"]])
-    axes.set(xlabel=xlabel, ylim=(-0.7, len(rows) - 0.3 + 0.5 * (reference is not None)), xlim=(0, None))
+    axes.set(xlabel=xlabel, ylim=(-0.7, len(rows) - 0.3 + 0.5 * bool(reference_name)))
+    if from_zero:
+        axes.set_xlim(left=0)
     axes.grid(axis="y", visible=False)
     axes.set_title(names(title))
     return figure
@@ -201,7 +203,7 @@ def map_by_site(points: np.ndarray, site: pd.Series, *, labels: tuple[str, str],
 
 
 @styled
-def curve(series: Mapping[str, pd.DataFrame], *, title: str, ylabel: str, log: bool = False) -> Figure:
+def curve(series: Mapping[str, pd.DataFrame], *, title: str, ylabel: str = "", from_zero: bool = False) -> Figure:
     """Named curves over the training step (columns step, value); dense ones as a running mean over their own spread."""
     figure, axes = _panel(height=2.9)
     for number, (name, points) in enumerate(series.items()):
@@ -213,13 +215,12 @@ def curve(series: Mapping[str, pd.DataFrame], *, title: str, ylabel: str, log: b
         marker = "o" if len(line) <= 12 and not constant else None
         style = (0, (4, 3)) if constant else "-"
         axes.plot(line["step"], line["value"], color=colour, label=name, linestyle=style, marker=marker, markersize=3.5)
-    if log:
-        axes.set_yscale("log")
+    if from_zero:
+        axes.set_ylim(bottom=0)
     axes.set(xlabel="training step", ylabel=ylabel)
+    axes.ticklabel_format(axis="y", scilimits=(-3, 5), useMathText=True)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.set_title(title)
-    if len(series) > 1:
-        axes.legend(loc="best")
+    _title_and_legend(axes, title, len(series))
     return figure
 
 
@@ -239,6 +240,26 @@ def age_histogram(ages: Mapping[str, np.ndarray]) -> Figure:
     panels[-1].set_xlabel("age (years)")
     figure.supylabel("scans", fontsize=9)
     return figure
+
+
+def band_start(bands: pd.Series) -> pd.Series:
+    """First year of bands such as 20-29, to sort by."""
+    return bands.astype("string").str.extract(r"(\d+)")[0].astype(float)
+
+
+def with_count(names: pd.Series, counts: pd.Series) -> list[str]:
+    """Names with their counts in parentheses, long ones shortened."""
+    return [f"{_short(str(name))} ({count})" for name, count in zip(names, counts, strict=True)]
+
+
+def _title_and_legend(axes: Axes, title: str, entries: int) -> None:
+    """The legend to the right of the title, where no point can lie under it."""
+    axes.set_title(title)
+    if entries > 1:
+        axes.legend(
+            loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=entries, borderaxespad=0.3, handlelength=1.5,
+            columnspacing=1.0, handletextpad=0.5,
+        )  # fmt: skip
 
 
 def _panel(height: float = HEIGHT) -> tuple[Figure, Axes]:

@@ -10,8 +10,8 @@ from brainage.reporting.run_folder import RunFolder
 
 LOSSES = {
     "exp": (
-        "L^exp (Barbano et al. 2023, 2025): each sample attracts every other one in proportion to how near their ages are "
-        "(weight w), and in the denominator every similarity is multiplied by 1 − w, so that repulsion grows with the "
+        "L^exp (Barbano et al. 2023, 2025): each sample attracts every other one in proportion to how near their ages "
+        "are (weight w), and in the denominator every similarity is multiplied by 1 − w, so that repulsion grows with the "
         "age distance: − Σ [w / Σw] log( exp(s) / Σ exp(s (1 − w)) ), averaged over samples"
     ),
     "yaware": (
@@ -26,7 +26,7 @@ LOSSES = {
 }
 SIMILARITIES = {
     "cosine": "s is the cosine similarity of two embeddings divided by the temperature",
-    "shifted": "s is the cosine similarity minus 1, divided by the temperature (the form that the published code trains)",
+    "shifted": "s is the cosine similarity minus 1, divided by the temperature (as the published code trains)",
 }
 ENCODERS = {
     "resnet18": "3D ResNet-18", "resnet34": "3D ResNet-34", "resnet50": "3D ResNet-50",
@@ -77,8 +77,8 @@ REFERENCES = [
         "https://arxiv.org/abs/2507.01794",
     ),
     Reference(
-        "Barbano C. A., Dufumier B., Duchesnay E., Grangetto M., Gori P. (2023). Contrastive learning for regression in "
-        "multi-site brain age prediction. ISBI 2023. arXiv 2211.08326.",
+        "Barbano C. A., Dufumier B., Duchesnay E., Grangetto M., Gori P. (2023). Contrastive learning for regression "
+        "in multi-site brain age prediction. ISBI 2023. arXiv 2211.08326.",
         "https://arxiv.org/abs/2211.08326",
     ),
     Reference(
@@ -121,7 +121,9 @@ def _data(run: RunFolder) -> str:
     }
     text += f"; {rules.get(data.intensity, 'intensities were left as stored')}. "
     if data.external_sites:
-        text += f"The sites {', '.join(data.external_sites)} were held out whole as the external test. "
+        sites = data.external_sites
+        named = f"site {sites[0]} was" if len(sites) == 1 else f"sites {', '.join(sites)} were"
+        text += f"The {named} held out whole as the external test. "
     return text + f"{100 * data.val_fraction:g} % of the training people were set apart for validation."
 
 
@@ -155,9 +157,9 @@ def _training(experiment: Experiment) -> str:
     }[optim.schedule]
     name = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}[optim.name]
     text = (
-        f"{name} with learning rate {optim.lr:g}, weight decay {optim.weight_decay:g} and {schedule}; batches of "
-        f"{experiment.data.batch_size} subjects with {views} view{'s' if views > 1 else ''} each; up to {trainer.epochs} "
-        f"epochs in {trainer.precision}. The last checkpoint was kept; none was chosen on a test set. "
+        f"{name} with learning rate {_short(optim.lr)}, weight decay {_short(optim.weight_decay)} and {schedule}; batches of "
+        f"{experiment.data.batch_size} subjects with {views} view{'s' if views > 1 else ''} each; up to "
+        f"{trainer.epochs} epochs in {trainer.precision}. The last checkpoint was kept; none was chosen on a test set. "
     )
     return text + _augmentation(experiment.augment)
 
@@ -173,9 +175,18 @@ def _evaluation(experiment: Experiment) -> str:
     evaluate = experiment.evaluate
     features = "encoder's features" if evaluate.features == "trunk" else "projection head's output"
     return (
-        f"The network was frozen and its {features} embedded every scan. Age was read out by ridge regression (penalty chosen "
-        f"by five-fold cross-validation grouped by person) fitted on {' and '.join(evaluate.fit_splits)}, without "
+        f"The network was frozen and its {features} embedded every scan. Age was read out by ridge regression (penalty "
+        f"chosen by five-fold cross-validation grouped by person) fitted on {' and '.join(evaluate.fit_splits)}, without "
         "standardisation; the site by multinomial logistic regression, scored on the internal test only. Intervals are "
-        f"percentiles of {evaluate.bootstrap} bootstrap resamples of people. The protocol follows the OpenBHB challenge "
-        "(Dufumier et al. 2022)."
+        f"percentiles of {evaluate.bootstrap} bootstrap resamples of people. The protocol follows the OpenBHB "
+        "challenge (Dufumier et al. 2022)."
     )
+
+
+def _short(value: float) -> str:
+    """A small number as people write it.
+
+    >>> _short(5e-5), _short(0.001)
+    ('5e-5', '0.001')
+    """
+    return f"{value:g}".replace("e-0", "e-")

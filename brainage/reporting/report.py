@@ -18,7 +18,7 @@ from brainage.reporting.run_folder import RunFolder, read_run
 from brainage.reporting.sections import SECTIONS, Page
 from brainage.reporting.tables import L_C, MAE, SITE_BACC, SITE_CHANCE, Cell, estimate, mean_predictor, model_name
 
-MATHEMATICS = {"L^exp": "L<sup>exp</sup>", "L_c": "L<sub>c</sub>"}
+MATHEMATICS = {"L^exp": "L<sup>exp</sup>", "L_c": "L<sub>c</sub>", "BAcc^0.3": "BAcc<sup>0.3</sup>"}
 
 
 def write_report(run_folder: Path) -> Path:
@@ -32,7 +32,7 @@ def write_report(run_folder: Path) -> Path:
     built = [(section, section.build(page)) for section in SECTIONS]
     text = _environment().get_template("report.html.j2").render(
         title=_title(run), run=run, facts=_facts(run), tiles=_tiles(run), findings=findings(run), sections=built,
-        version=__version__,
+        checked=_checked(run), version=__version__,
     )  # fmt: skip
     path = run.path / "report.html"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -49,6 +49,11 @@ def prose(text: Any) -> Markup:
     for plain, markup in MATHEMATICS.items():
         safe = safe.replace(plain, markup)
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", safe))
+
+
+def sentence(text: str) -> str:
+    """The text with a capital first letter, the rest as it is."""
+    return text[:1].upper() + text[1:]
 
 
 def _environment() -> jinja2.Environment:
@@ -74,7 +79,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     facts = [
         ("Experiment", experiment.name),
         ("Loss", model_name(run.model)),
-        ("Encoder", encoder_name(experiment)),
+        ("Encoder", sentence(encoder_name(experiment))),
         ("Cohort", f"{experiment.data.cohort}, {experiment.data.modality}"),
     ]
     if run.table is not None:
@@ -83,20 +88,28 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     return facts
 
 
-def _tiles(run: RunFolder) -> list[tuple[str, str, str]]:
-    """Name, number and comparison of the four numbers that a reader looks for first."""
+def _checked(run: RunFolder) -> str:
+    """What the absence of warnings rests on."""
+    found = {"splits": run.table is not None, "training": not run.journal.empty, "results": run.evaluated is not None}
+    done, absent = ([name for name, there in found.items() if there is wanted] for wanted in (True, False))
+    text = f"No warning from the checks of {', '.join(done)}." if done else ""
+    return f"{text} Not checked, since not there yet: {', '.join(absent)}." if absent else text
+
+
+def _tiles(run: RunFolder) -> list[tuple[str, str, list[str]]]:
+    """Name, number and what to compare it with, of the four numbers that a reader looks for first."""
     cohort, tiles = run.experiment.data.cohort, []
     for split in ("test_internal", "test_external"):
         mae, guess = estimate(run, cohort, run.model, split, *MAE), mean_predictor(run, cohort, run.model, split)
         if mae:
-            against = f"{mae.interval(2)}, mean predictor {guess.estimate:.2f}" if guess else mae.interval(2)
+            against = [mae.interval(2), f"mean predictor {guess.estimate:.2f}" if guess else ""]
             tiles.append((f"MAE, {SPLIT_NAMES[split]}", f"{mae.estimate:.2f} years", against))
     bacc = estimate(run, cohort, run.model, "test_internal", *SITE_BACC)
     chance = estimate(run, cohort, run.model, "test_internal", *SITE_CHANCE)
     if bacc:
-        against = f"chance {100 * chance.estimate:.1f} %, lower is better" if chance else "lower is better"
-        tiles.append(("Site read from the embedding", f"{100 * bacc.estimate:.1f} %", against))
+        against = [bacc.interval(1, 100), f"chance {100 * chance.estimate:.1f} %" if chance else ""]
+        tiles.append(("Site BAcc, lower is better", f"{100 * bacc.estimate:.1f} %", against))
     score = estimate(run, cohort, run.model, "test_external", *L_C)
     if score:
-        tiles.append(("Challenge score L_c", f"{score.estimate:.2f}", score.interval(2) or "lower is better"))
+        tiles.append(("L_c, lower is better", f"{score.estimate:.2f}", [score.interval(2), "BAcc^0.3 × external MAE"]))
     return tiles

@@ -13,9 +13,9 @@ import pandas as pd
 
 from brainage.config import Experiment, read_experiment
 from brainage.data.table import KEY, read_table, read_tsv
+from brainage.downstream.results import part_of, read_results
 from brainage.errors import BrainageError, DataError
 
-RESULT_COLUMNS = ["run", "cohort", "split", "task", "metric", "estimate", "low", "high", "n", "note"]
 PREDICTION_COLUMNS = [*KEY, "split", "site", "age_years", "model", "predicted_age_years"]
 JOURNAL_COLUMNS = ["step", "time_ms", "name", "value"]
 SEED = re.compile(r"^(?P<model>.+?)[-_]seed[-_]?(?P<seed>\d+)$")
@@ -31,7 +31,7 @@ class RunFolder:
     split: pd.DataFrame | None
     dropped: pd.DataFrame | None
     journal: pd.DataFrame
-    results: pd.DataFrame | None  # RESULT_COLUMNS, with `model` and `seed` split off `run`
+    results: pd.DataFrame | None  # RESULT_COLUMNS, model and seed (of `run`), part_kind and part_name (of `note`)
     predictions: pd.DataFrame | None  # one row a scan and network, with `label` as in results' `run`
     embeddings: dict[str, Path]
     contract: dict[str, Any]
@@ -138,21 +138,21 @@ def _optional(path: Path, read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame 
 
 
 def _results(path: Path) -> pd.DataFrame:
-    try:
-        frame = pd.read_csv(path, dtype={"run": str, "cohort": str, "note": str}, keep_default_na=True)
-    except ValueError as error:
-        raise DataError(f"{path}: not readable as CSV ({error}); repeat `brainage evaluate`") from error
-    _refuse_missing(frame, RESULT_COLUMNS, path)
+    frame = read_results(path)
     frame["note"] = frame["note"].fillna("")
-    parts = [model_and_seed(label) for label in frame["run"]]
-    return frame.assign(model=[model for model, _ in parts], seed=[seed for _, seed in parts])
+    names = [model_and_seed(label) for label in frame["run"]]
+    places = [part_of(note) for note in frame["note"]]
+    return frame.assign(
+        model=[model for model, _ in names], seed=pd.array([seed for _, seed in names], dtype="Int64"),
+        part_kind=[kind for kind, _ in places], part_name=[name for _, name in places],
+    )  # fmt: skip
 
 
 def _predictions(path: Path) -> pd.DataFrame:
     frame = read_table(path)
     _refuse_missing(frame, PREDICTION_COLUMNS, path)
     seeds = frame["seed"] if "seed" in frame else pd.Series(pd.NA, index=frame.index)
-    named = frame["model"].astype("string").str.contains(SEED.pattern.replace("?P<model>", "").replace("?P<seed>", ""))
+    named = frame["model"].map(lambda name: model_and_seed(name)[1] is not None)
     trained = ~named & seeds.notna()
     suffix = "-seed" + pd.to_numeric(seeds, errors="coerce").astype("Int64").astype("string")
     return frame.assign(label=frame["model"].mask(trained, frame["model"] + suffix).astype("string"))

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from brainage.data.table import PERSON, write_atomically
+from brainage.data.table import write_atomically
+from brainage.downstream.results import RESULT_COLUMNS
 from brainage.reporting.figures import SPLIT_NAMES
 from brainage.reporting.run_folder import RunFolder
 
@@ -17,6 +18,7 @@ TESTS = ("test_internal", "test_external")
 # task and metric of results.csv
 MAE = ("age", "mae_years")
 MEAN_PREDICTOR = ("age", "mae_mean_predictor_years")
+SIGNED_ERROR = ("age", "bias_years")
 SITE_BACC = ("site", "balanced_accuracy")
 SITE_CHANCE = ("site", "chance")
 L_C = ("challenge", "l_c")
@@ -24,7 +26,7 @@ BASELINES = ("untrained", "pca_ridge", "ridge")
 MODEL_NAMES = {
     "exp": "L^exp", "yaware": "y-Aware", "infonce": "InfoNCE", "supcon": "SupCon",
     "l1": "L1, supervised", "l2": "L2, supervised", "huber": "Huber, supervised",
-    "untrained": "untrained encoder", "pca_ridge": "PCA + ridge", "ridge": "ridge on raw values",
+    "untrained": "Untrained encoder", "pca_ridge": "PCA + ridge", "ridge": "Ridge on raw values",
 }  # fmt: skip
 FEWEST_PEOPLE = 5  # a group below this is neither averaged nor shown with its ages
 LATEX = {
@@ -88,7 +90,7 @@ def models(run: RunFolder) -> list[tuple[str, str]]:
     """(cohort, model) pairs of the results: the run's own cohort and loss first, then siblings, then baselines."""
     if run.results is None:
         return []
-    pairs = list(dict.fromkeys(zip(run.results["cohort"].fillna(""), run.results["model"], strict=True)))
+    pairs = list(dict.fromkeys(zip(run.results["cohort"], run.results["model"], strict=True)))
 
     def rank(pair: tuple[str, str]) -> tuple[bool, int]:
         cohort, model = pair
@@ -99,19 +101,40 @@ def models(run: RunFolder) -> list[tuple[str, str]]:
 
 
 def estimate(run: RunFolder, cohort: str, model: str, split: str, task: str, metric: str) -> Estimate:
-    """One metric of one model on one split, averaged over its seeds; an empty Estimate where it was not measured."""
-    if run.results is None:
-        return Estimate()
-    rows = run.results
-    rows = rows[(rows["model"] == model) & (rows["cohort"].fillna("") == cohort) & (rows["split"] == split)]
-    rows = rows[(rows["task"] == task) & (rows["metric"] == metric) & rows["estimate"].notna()]
+    """One metric of one model on a whole split; an empty Estimate where it was not measured.
+
+    Of several seeds: the row of all seeds together where there is one, the mean over the networks where not.
+    """
+    rows = _rows(run, task, metric)
+    rows = rows[
+        (rows["model"] == model) & (rows["cohort"] == cohort) & (rows["split"] == split) & (rows["part_kind"] == "")
+    ]
     if rows.empty:
         return Estimate()
-    values, n = rows["estimate"], rows["n"].max()
+    each = rows[rows["seed"].notna()]
+    pooled = rows[rows["seed"].isna()]
+    values = pooled if len(pooled) else each
     return Estimate(
-        estimate=float(values.mean()), low=float(rows["low"].mean()), high=float(rows["high"].mean()),
-        n=0 if pd.isna(n) else int(n), seeds=len(rows), seed_sd=float(values.std()) if len(rows) > 1 else np.nan,
+        estimate=float(values["estimate"].mean()), low=float(values["low"].mean()), high=float(values["high"].mean()),
+        n=int(values["n"].max()), seeds=max(len(each), 1),
+        seed_sd=float(each["estimate"].std()) if len(each) > 1 else np.nan,
     )  # fmt: skip
+
+
+def parts(run: RunFolder, kind: str, task: str, metric: str) -> pd.DataFrame:
+    """A metric of the main network on each part (site or band) of the test splits: split, part, estimate, low, high, n."""
+    rows = _rows(run, task, metric)
+    rows = rows[rows["part_kind"].eq(kind) & rows["split"].isin(TESTS) & rows["cohort"].eq(run.experiment.data.cohort)]
+    own = rows[rows["run"] == run.label]
+    own = own if len(own) else rows[rows["run"] == run.model]
+    own = own[own["n"] >= FEWEST_PEOPLE].rename(columns={"part_name": "part"})
+    return own[["split", "part", "estimate", "low", "high", "n"]].reset_index(drop=True)
+
+
+def _rows(run: RunFolder, task: str, metric: str) -> pd.DataFrame:
+    columns = [*RESULT_COLUMNS, "model", "seed", "part_kind", "part_name"]
+    rows = pd.DataFrame(columns=columns) if run.results is None else run.results
+    return rows[(rows["task"] == task) & (rows["metric"] == metric) & rows["estimate"].notna()]
 
 
 def mean_predictor(run: RunFolder, cohort: str, model: str, split: str) -> Estimate:
@@ -191,7 +214,7 @@ def all_results(run: RunFolder) -> Table | None:
         return None
     rows = run.results[["run", "cohort", "split", "task", "metric", "estimate", "low", "high", "n", "note"]]
     shown = pd.DataFrame({
-        "Network": rows["run"], "Split": rows["split"].map(lambda split: SPLIT_NAMES.get(split, split)).fillna("–"),
+        "Network": rows["run"], "Split": rows["split"].map(_split_name),
         "Task": rows["task"], "Metric": rows["metric"],
         "Estimate": rows["estimate"].map(_number), "95 % interval": [
             Estimate(low=low, high=high).interval(3) for low, high in zip(rows["low"], rows["high"], strict=True)
@@ -199,39 +222,6 @@ def all_results(run: RunFolder) -> Table | None:
         "n": rows["n"].map(lambda n: "–" if pd.isna(n) else f"{int(n)}"), "Note": rows["note"],
     })  # fmt: skip
     return Table("results", "All results, network by network", rows, shown, text_columns=4)
-
-
-def mean_with_interval(values: pd.DataFrame, resamples: int = 1000) -> tuple[float, float, float]:
-    """Mean of `value` with each person counting once, and its 95 % percentile interval over resampled people."""
-    each = values.groupby(PERSON, observed=True)["value"].mean().to_numpy(float)
-    drawn = np.random.default_rng(0).integers(len(each), size=(resamples, len(each)))
-    low, high = np.percentile(each[drawn].mean(axis=1), [2.5, 97.5])
-    return float(each.mean()), float(low), float(high)
-
-
-def error_by(evaluated: pd.DataFrame, group: str, *, signed: bool = False) -> pd.DataFrame:
-    """Error in years of each group within each split that has FEWEST_PEOPLE people or more.
-
-    Gives columns split, `group`, people, estimate, low, high; `signed` keeps the sign (predicted minus chronological).
-    """
-    error = evaluated["predicted_age_years"] - evaluated["age_years"]
-    rows = evaluated.assign(value=error if signed else error.abs())
-    out = []
-    for (split, name), part in rows.dropna(subset=[group]).groupby(["split", group], observed=True):
-        people = len(part.drop_duplicates(PERSON))
-        if people >= FEWEST_PEOPLE:
-            out.append([split, name, people, *mean_with_interval(part)])
-    return pd.DataFrame(out, columns=["split", group, "people", "estimate", "low", "high"])
-
-
-def decade(age_years: pd.Series) -> pd.Series:
-    """The ten-year band of each age.
-
-    >>> decade(pd.Series([19.9, 20.0])).tolist()
-    ['10-19', '20-29']
-    """
-    start = (np.floor(age_years / 10) * 10).astype(int)
-    return start.astype(str) + "-" + (start + 9).astype(str)
 
 
 def write_table(table: Table, folder: Path) -> None:
@@ -263,6 +253,10 @@ def escape_latex(text: str) -> str:
     mathematics = {"L^exp": r"$L^{\mathrm{exp}}$", "L_c": "$L_c$"}
     pieces = re.split(r"(L\^exp|L_c)", text)
     return "".join(mathematics.get(piece) or "".join(LATEX.get(c, c) for c in piece) for piece in pieces)
+
+
+def _split_name(split: str) -> str:
+    return " + ".join(SPLIT_NAMES.get(one, one) for one in split.split("+"))
 
 
 def _number(value: float) -> str:

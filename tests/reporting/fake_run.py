@@ -10,6 +10,7 @@ import pandas as pd
 
 from brainage.config import Experiment, save_experiment
 from brainage.data.table import KEY, write_table, write_tsv
+from brainage.downstream.results import RESULT_COLUMNS, results_frame, write_results
 
 SPLITS = {"train": 160, "val": 20, "test_internal": 60, "test_external": 50}
 SITES = {"train": ["Guys", "HH"], "val": ["Guys", "HH"], "test_internal": ["Guys", "HH"], "test_external": ["IOP"]}
@@ -39,7 +40,7 @@ def write_fake_run(
     if evaluated:
         predictions = _predictions(rng, table, seeds, loss)
         write_table(predictions, folder / "predictions.parquet")
-        _results(predictions).to_csv(folder / "results.csv", index=False)
+        write_results(_results(predictions), folder / "results.csv")
         _write_embedding(folder / "embeddings" / f"{loss}-seed0.parquet", rng, table)
     return folder
 
@@ -122,34 +123,36 @@ def _predictions(rng: np.random.Generator, table: pd.DataFrame, seeds: int, loss
 
 
 def _results(predictions: pd.DataFrame) -> pd.DataFrame:
-    rows = []
+    rows: list[list[object]] = []
     for (label, split), part in predictions.groupby(["model", "split"], sort=False):
-        error = (part["predicted_age_years"] - part["age_years"]).to_numpy(float)
-        mae, n = np.abs(error).mean(), len(part)
-        rows += [
-            [label, "ixi", split, "age", "mae_years", mae, mae - 0.8, mae + 0.9, n, ""],
-            [label, "ixi", split, "age", "rmse_years", np.sqrt((error**2).mean()), np.nan, np.nan, n, ""],
-            [
-                label,
-                "ixi",
-                split,
-                "age",
-                "mae_mean_predictor_years",
-                MEAN_PREDICTOR_YEARS[split],
-                np.nan,
-                np.nan,
-                n,
-                "",
-            ],
-        ]
+        error = part["predicted_age_years"] - part["age_years"]
+        mae, n = error.abs().mean(), len(part)
+        for metric, value, low, high in [
+            ("mae_years", mae, mae - 0.8, mae + 0.9),
+            ("rmse_years", np.sqrt((error**2).mean()), np.nan, np.nan),
+            ("bias_years", error.mean(), error.mean() - 0.9, error.mean() + 0.9),
+            ("mae_mean_predictor_years", MEAN_PREDICTOR_YEARS[str(split)], np.nan, np.nan),
+        ]:
+            rows.append([label, "ixi", split, "age", metric, value, low, high, n, f"{n} scans"])
+        rows += _part_rows(str(label), str(split), part.assign(error=error))
         if split == "test_internal":
             rows.append([label, "ixi", split, "site", "balanced_accuracy", 0.61, 0.55, 0.67, n, ""])
             rows.append([label, "ixi", split, "site", "chance", 0.5, np.nan, np.nan, n, ""])
         else:
-            rows.append([label, "ixi", split, "challenge", "l_c", 0.61**0.3 * mae, mae - 1.5, mae + 0.2, n, ""])
-    return pd.DataFrame(
-        rows, columns=["run", "cohort", "split", "task", "metric", "estimate", "low", "high", "n", "note"]
-    )
+            rows.append([label, "ixi", split, "challenge", "l_c", 0.61**0.3 * mae, 0.7 * mae, 1.1 * mae, n, ""])
+    return results_frame(dict(zip(RESULT_COLUMNS, row, strict=True)) for row in rows)
+
+
+def _part_rows(label: str, split: str, rows: pd.DataFrame) -> list[list[object]]:
+    out: list[list[object]] = []
+    decade = (rows["age_years"] // 10 * 10).astype(int)
+    for kind, names in (("band", decade.astype(str) + "-" + (decade + 9).astype(str)), ("site", rows["site"])):
+        for name, part in rows.groupby(names):
+            note, n = f"{kind}={name}; {len(part)} scans", len(part)
+            for metric, values in (("mae_years", part["error"].abs()), ("bias_years", part["error"])):
+                mean, half = values.mean(), 1.96 * values.std() / np.sqrt(n) if n >= 5 else np.nan
+                out.append([label, "ixi", split, "age", metric, mean, mean - half, mean + half, n, note])
+    return out
 
 
 def _write_embedding(path: Path, rng: np.random.Generator, table: pd.DataFrame) -> None:

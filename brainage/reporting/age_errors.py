@@ -1,0 +1,116 @@
+"""Section: predicted against chronological age, and the error by age and by site."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from brainage.reporting import figures
+from brainage.reporting.figures import SPLIT_NAMES
+from brainage.reporting.page import Block, Drawn, Page
+from brainage.reporting.tables import MAE, SIGNED_ERROR, TESTS, Table, model_name, parts
+
+MOST_SITES_DRAWN = 24  # a figure
+
+
+def age_errors(page: Page) -> list[Block]:
+    """Scatter of each test split, then the error by decade of age and by site."""
+    run, rows = page.run, page.run.evaluated
+    if rows is None:
+        return [page.missing("Age scatter and errors: there are no predictions of this network yet.")]
+    name = model_name(run.model)
+    return [
+        Block(
+            "text",
+            f"One network ({name}, seed {run.experiment.seed}); each dot is a scan. Intervals: 95 %, over people.",
+        ),
+        Block("figures", [_scatter(page, rows, split) for split in TESTS if (rows["split"] == split).any()]),
+        *_by_age(page),
+        *_by_site(page),
+    ]
+
+
+def _scatter(page: Page, rows: pd.DataFrame, split: str) -> Drawn:
+    part, most = rows[rows["split"] == split], page.run.experiment.evaluate.scatter_points
+    ages, predicted = part["age_years"].to_numpy(float), part["predicted_age_years"].to_numpy(float)
+    both = rows[["age_years", "predicted_age_years"]].to_numpy(float)
+    mae, bias = float(np.abs(predicted - ages).mean()), float(np.mean(predicted - ages))
+    figure = figures.age_scatter(
+        ages, predicted, split=split, most=most, limits=(float(both.min()) - 2, float(both.max()) + 2),
+        title=f"{SPLIT_NAMES[split].capitalize()}: n = {len(part)}, MAE {mae:.2f} years",
+    )  # fmt: skip
+    shown = f" {most} of {len(part)} scans are drawn; the MAE is of all." if len(part) > most else ""
+    alt = (
+        f"Scatter of predicted against chronological age, {SPLIT_NAMES[split]}: {len(part)} scans aged {ages.min():.0f} "
+        f"to {ages.max():.0f}, mean absolute error {mae:.2f} years, mean error {bias:+.2f} years."
+    )
+    return page.draw(f"age_{split}", figure, alt=alt, caption=f"Dashed: predicted age equals chronological age.{shown}")
+
+
+def _by_age(page: Page) -> list[Block]:
+    absolute, signed = parts(page.run, "band", *MAE), parts(page.run, "band", *SIGNED_ERROR)
+    if absolute.empty:
+        return [page.missing("Error by age: results.csv has no age bands of this network.")]
+    page.write(_table("error_by_age", "Error by decade of age (years)", absolute, signed))
+    worst = absolute.loc[absolute["estimate"].idxmax()]
+    mae = figures.error_by_band(absolute, ylabel="MAE (years)", title="Error by age", zero_line=False)
+    alt = f"Mean absolute error by decade of age; largest {worst['estimate']:.1f} years at {worst['part']}."
+    drawn = [page.draw("error_by_age", mae, alt=alt)]
+    if len(signed):
+        ends = signed.sort_values("part", key=figures.band_start)["estimate"]
+        bias = figures.error_by_band(
+            signed, ylabel="predicted − chronological (years)", title="Signed error", zero_line=True
+        )
+        alt = f"Mean signed error by decade of age: {ends.iloc[0]:+.1f} years in the youngest, {ends.iloc[-1]:+.1f} in the oldest."
+        caption = "Above 0: predicted too old. Falling with age: predictions are drawn towards the mean."
+        drawn.append(page.draw("bias_by_age", bias, alt=alt, caption=caption))
+    return [Block("figures", drawn)]
+
+
+def _by_site(page: Page) -> list[Block]:
+    found = parts(page.run, "site", *MAE)
+    if found.empty:
+        return [page.missing("Error by site: results.csv has no sites of this network.")]
+    page.write(_table("error_by_site", "Error by site (years)", found, parts(page.run, "site", *SIGNED_ERROR)))
+    every = [found[found["split"] == split] for split in TESTS]
+    return [Block("figures", [_site_figure(page, rows) for rows in every if len(rows)])]
+
+
+def _site_figure(page: Page, rows: pd.DataFrame) -> Drawn:
+    split = str(rows["split"].iloc[0])
+    largest = rows.sort_values("n", ascending=False, kind="stable").head(MOST_SITES_DRAWN)
+    shown = largest.sort_values("estimate", ascending=False).assign(
+        name=figures.with_count(largest["part"], largest["n"])
+    )
+    figure = figures.dots_with_intervals(
+        shown, xlabel="MAE (years)", title=f"Error by site (people), {SPLIT_NAMES[split]}",
+        colours=[figures.SPLIT_COLOURS[split]] * len(shown),
+    )  # fmt: skip
+    caption = (
+        f"The {len(shown)} largest of {len(rows)} sites; all in tables/error_by_site.csv."
+        if len(shown) < len(rows)
+        else ""
+    )
+    alt = (
+        f"Mean absolute error by site, {SPLIT_NAMES[split]}, {len(rows)} sites: from {rows['estimate'].min():.1f} to "
+        f"{rows['estimate'].max():.1f} years."
+    )
+    return page.draw(f"error_by_site_{split}", figure, alt=alt, caption=caption)
+
+
+def _table(name: str, caption: str, absolute: pd.DataFrame, signed: pd.DataFrame) -> Table:
+    keys = ["split", "part"]
+    data = absolute.merge(signed.drop(columns="n"), on=keys, how="left", suffixes=("_mae", "_signed"))
+    shown = pd.DataFrame({
+        "Split": data["split"].map(SPLIT_NAMES), "Part": data["part"], "n": data["n"].map(str),
+        "MAE": _texts(data, "_mae"), "Predicted minus chronological": _texts(data, "_signed"),
+    })  # fmt: skip
+    return Table(name, caption, data, shown, text_columns=2)
+
+
+def _texts(data: pd.DataFrame, suffix: str) -> list[str]:
+    rows = data[[f"estimate{suffix}", f"low{suffix}", f"high{suffix}"]].itertuples(index=False)
+    return [
+        "–" if pd.isna(e) else f"{e:.2f}" if pd.isna(low) else f"{e:.2f} [{low:.2f}, {high:.2f}]"
+        for e, low, high in rows
+    ]

@@ -1,0 +1,66 @@
+"""What a section is made of: a page of figures and tables, written to their files as they are put on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from brainage.reporting.figures import save_figure
+from brainage.reporting.run_folder import RunFolder
+from brainage.reporting.tables import Table, write_table
+
+
+class Drawn(NamedTuple):
+    """A figure as the page shows it; `alt` says in words what it shows."""
+
+    name: str
+    source: str  # data URI
+    alt: str
+    caption: str
+
+
+class Block(NamedTuple):
+    """A piece of a section, of a kind that the template knows.
+
+    Kinds: text, missing, table, figures, code, facts, terms, references.
+    """
+
+    kind: str
+    content: object
+    title: str = ""
+    folded: bool = False
+
+
+@dataclass
+class Page:
+    """A run and the page about it."""
+
+    run: RunFolder
+
+    def draw(self, name: str, figure: Figure, *, alt: str, caption: str = "") -> Drawn:
+        """Write the figure's files and give it to the page."""
+        return Drawn(name, save_figure(figure, self.run.path / "figures" / name), alt, caption)
+
+    def write(self, table: Table) -> None:
+        """Write a table's files without showing it."""
+        write_table(table, self.run.path / "tables")
+
+    def table(self, table: Table, *, folded: bool = False) -> Block:
+        """Write a table's files and give it to the page."""
+        self.write(table)
+        return Block("table", table, table.caption, folded)
+
+    def missing(self, what: str, how: str = "") -> Block:
+        """A note in the place of what is not there, with the command that makes it."""
+        return Block("missing", (what, how or f"brainage evaluate {self.run.path}"))
+
+
+class Section(NamedTuple):
+    """`build` gives the blocks; `anchor` is the section's address on the page."""
+
+    anchor: str
+    title: str
+    build: Callable[[Page], list[Block]]
