@@ -73,18 +73,15 @@ def _read(path: str | Path, reader: Callable[[Path], pd.DataFrame]) -> pd.DataFr
 
 def as_text(column: pd.Series) -> pd.Series:
     """`string`, stripped; empty is NA, and a whole float (an id column with gaps, read as numbers) loses its `.0`."""
-    if column.dtype == object or not pd.api.types.is_string_dtype(column.dtype):
-        column = column.astype(object).map(_cell)
-    column = column.astype("string").str.strip()
-    return column.mask(column == "", pd.NA).astype("string")
+    return pd.Series([_cell(value) for value in column.astype(object)], index=column.index, dtype="string")
 
 
 def _cell(value: Any) -> Any:
-    if value is None or pd.isna(value):
+    if pd.api.types.is_scalar(value) and pd.isna(value):
         return pd.NA
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))
-    return str(value)
+    return str(value).strip() or pd.NA
 
 
 def _is_text(column: pd.Series) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +47,7 @@ REQUIRED = [*PERSON, "age_years", "path"]
 CODES = {"sex": ("F", "M"), "diagnosis": ("CN", "MCI", "AD", "other"), "split": SPLITS}
 NUMBERS = ("age_years", "visit_years")
 OLDEST_YEARS = 120.0
+_CONTROL = re.compile(r"[\x00-\x1f]")
 
 
 class CohortTable(NamedTuple):
@@ -91,10 +93,12 @@ def finish_table(raw: pd.DataFrame, *, source: str, dropped: pd.DataFrame | None
 
 
 def finish_dropped(*frames: pd.DataFrame) -> pd.DataFrame:
-    """All dropped rows, sorted, with exactly DROPPED_COLUMNS as text; DataError where a reason is missing."""
+    """All dropped rows, sorted, as DROPPED_COLUMNS of text, each on one line; DataError where a reason is missing."""
     rows = pd.concat([frame.reindex(columns=DROPPED_COLUMNS).astype(object) for frame in frames], ignore_index=True)
-    rows = pd.DataFrame({name: as_text(rows[name]) for name in DROPPED_COLUMNS})
-    rows["reason"] = rows["reason"].str.split().str.join(" ").astype("string")
+    rows = pd.DataFrame(
+        {name: as_text(as_text(rows[name]).str.replace(_CONTROL, " ", regex=True)) for name in DROPPED_COLUMNS}
+    )
+    rows["reason"] = as_text(rows["reason"].str.split().str.join(" "))
     if rows["reason"].isna().any():
         key = "/".join(rows.loc[rows["reason"].isna(), KEY].iloc[0].fillna(""))
         raise DataError(f"dropped row {key}: expected a reason, found none; nothing is dropped without one")
