@@ -16,7 +16,16 @@ import pytest
 
 from brainage.config import TrackingConfig
 from brainage.errors import ConfigError
-from brainage.tracking import MetricJournal, courier, is_aggregate, mlflow_run, read_journal, start_mlflow_run, sync_run
+from brainage.tracking import (
+    MetricJournal,
+    courier,
+    is_aggregate,
+    mlflow_run,
+    read_journal,
+    start_mlflow_run,
+    store,
+    sync_run,
+)
 from brainage.tracking.lines import LineFile, read_lines
 from brainage.tracking.store import absolute_uri, reach
 
@@ -100,7 +109,7 @@ def test_a_file_that_is_one_torn_line_becomes_empty(tmp_path):
 def test_a_damaged_line_inside_is_named_and_skipped(tmp_path, capsys):
     path = tmp_path / "m.jsonl"
     path.write_text('{"step": 1}\n\x00\x00\n[]\n{"step": 2}\n')
-    assert [line["step"] for line, _ in read_lines(path)] == [1, 2]
+    assert [line for line, _ in read_lines(path)] == [{"step": 1}, {}, {}, {"step": 2}]
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) == 2
     assert "the line at byte 12 is not readable" in warnings[0]
@@ -344,6 +353,21 @@ def test_a_message_that_mlflow_refuses_is_named_and_does_not_hold_up_the_others(
     assert _client(sqlite_uri).get_run(run.run_id).data.tags["after"] == "it"
 
 
+def test_damaged_lines_do_not_hold_up_the_others_and_are_told_once(run_folder, sqlite_uri, capsys):
+    _log(run_folder, [0])
+    with (run_folder / "metrics.jsonl").open("a") as file:
+        file.write("\x00\x00\n")
+    with _start(run_folder, sqlite_uri) as run:
+        with (run_folder / "outbox.jsonl").open("a") as file:
+            file.write('{"kind": "from the future"}\n')
+        time.sleep(0.3)  # several rounds
+        run.set_tags({"after": "it"})
+    assert _client(sqlite_uri).get_run(run.run_id).data.tags["after"] == "it"
+    err = capsys.readouterr().err
+    assert err.count("is not readable") == 1
+    assert err.count("a message of kind 'from the future' is unknown") == 1
+
+
 def test_a_run_that_raises_is_marked_failed(run_folder, sqlite_uri):
     with pytest.raises(ValueError, match="boom"), _start(run_folder, sqlite_uri) as run:
         raise ValueError("boom")
@@ -497,6 +521,31 @@ def test_a_forked_child_neither_sends_nor_hangs(run_folder, refused_uri):
     assert os.waitstatus_to_exitcode(status) == 0
     assert run._thread is not None
     run.close()
+
+
+def test_forking_waits_for_an_import_of_the_sender():
+    held = threading.Event()
+
+    def import_slowly():
+        with store._importing:
+            held.set()
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=import_slowly)
+    thread.start()
+    held.wait()
+    start = time.monotonic()
+    child = os.fork()
+    if child == 0:  # the lock is free in the child, from any thread
+        free = []
+        waiter = threading.Thread(target=lambda: free.append(store._importing.acquire(timeout=1)))
+        waiter.start()
+        waiter.join()
+        os._exit(0 if free == [True] else 1)
+    assert time.monotonic() - start > 0.2
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    thread.join()
 
 
 def _points(uri, run_id):

@@ -26,7 +26,8 @@ LAST_VOXEL_BLOCK = (2, 16, 5, 6, 2)  # with stride 2, one voxel is left along th
 def guard_precision(precision: str, device: torch.device, shape: tuple[int, ...] = SMALL_BLOCK) -> None:
     """Refuse to train in a precision whose convolutions are wrong on this device.
 
-    `shape` [N, C, X, Y, Z]: input of the block; on a GPU pass the size of the training batch. Raises ConfigError.
+    `shape` [N, C, X, Y, Z]: input of the block; on a GPU pass the size of the training batch. Call it after the backend
+    flags of training (TF32, cuDNN benchmark, deterministic) are set, since they choose the kernel. Raises ConfigError.
     """
     import torch
 

@@ -109,14 +109,14 @@ class Courier:
         batch: list[Metric] = []
         end = state.metrics_bytes
         for line, behind in read_lines(self.run_folder / JOURNAL, state.metrics_bytes):
-            when, step = line["time_ms"], line["step"]
-            points = [Metric(_allowed(name), float(v), when, step) for name, v in line["metrics"].items()]
+            values = line.get("metrics", {}).items()
+            points = [Metric(_allowed(name), float(value), line["time_ms"], line["step"]) for name, value in values]
             if batch and len(batch) + len(points) > POINTS_PER_BATCH:
                 sent += self._send_batch(state, batch, end)
                 batch = []
             batch += points
             end = behind
-        return sent + (self._send_batch(state, batch, end) if batch else 0)
+        return sent + (self._send_batch(state, batch, end) if end > state.metrics_bytes else 0)
 
     def _send_batch(self, state: State, points: list[Any], behind: int) -> int:
         for start in range(0, len(points), POINTS_PER_BATCH):
@@ -138,12 +138,16 @@ class Courier:
         """One message; what MLflow will never take is left out with a warning, since all others wait behind it."""
         from mlflow.exceptions import MlflowException
 
+        kind = message.get("kind")
+        if kind not in SENDERS:  # a damaged line, or one of a newer brainage
+            warn(f"{self.run_folder / OUTBOX}: a message of kind {kind!r} is unknown and was left out")
+            return
         try:
-            SENDERS[message["kind"]](self._client, state.run_id, self.run_folder, message)
+            SENDERS[kind](self._client, state.run_id, self.run_folder, message)
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
-            warn(f"{self.run_folder}: MLflow refuses a {message['kind']} message, left out: {error}")
+            warn(f"{self.run_folder}: MLflow refuses a {kind} message, left out: {error}")
 
     def _remember(self, state: State) -> None:
         write_json_atomic(self.run_folder / STATE, asdict(state), durable=False)  # a lost offset only sends twice

@@ -22,14 +22,15 @@ class MetricJournal:
     JSON has no NaN: such values are the texts "NaN", "Infinity" and "-Infinity", which `float` reads back.
 
     Opening it reads what is there. A resumed run replays the steps since its last checkpoint; their points are in the
-    journal already (bit-equal, or measured before, like images/s) and keep their first value and time.
+    journal already (bit-equal, or measured before, like images/s) and keep their first value and time. One process
+    writes: rank zero.
     """
 
     def __init__(self, path: Path) -> None:
         self._lines = LineFile(path)
         self._values: dict[str, dict[int, float]] = {}
         for line, _ in read_lines(path):
-            for name, value in line["metrics"].items():
+            for name, value in line.get("metrics", {}).items():
                 self._values.setdefault(name, {})[line["step"]] = float(value)
 
     def log(self, step: int, metrics: Mapping[str, Any], *, revise: bool = False) -> int:
@@ -71,7 +72,7 @@ def read_journal(path: Path) -> pd.DataFrame:
     rows = [
         (line["step"], line["time_ms"], name, float(value))
         for line, _ in read_lines(path)
-        for name, value in line["metrics"].items()
+        for name, value in line.get("metrics", {}).items()
     ]
     frame = pd.DataFrame(rows, columns=["step", "time_ms", "name", "value"])
     frame = frame.astype({"step": "int64", "time_ms": "int64", "name": "string", "value": "float64"})

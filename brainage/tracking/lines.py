@@ -51,7 +51,7 @@ class LineFile:
 def read_lines(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
     """Each complete line from byte `offset` on, with the byte offset behind it. An absent file has no lines.
 
-    A torn last line is not complete yet; a damaged line inside the file is skipped with a warning.
+    A torn last line is not complete yet; a damaged line inside the file is an empty object, with a warning.
     """
     if not Path(path).exists():
         return
@@ -67,5 +67,5 @@ def read_lines(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], in
                     raise ValueError("not an object")
             except ValueError:
                 warn(f"{path}: the line at byte {start} is not readable and was skipped")
-                continue
+                values = {}
             yield values, offset

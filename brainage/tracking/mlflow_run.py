@@ -42,6 +42,8 @@ def start_mlflow_run(
 ) -> MlflowRun:
     """Start, or continue, the folder's MLflow run; returns at once, whatever the server does.
 
+    Call it once torch and lightning are imported: the thread imports MLflow, and two imports at once slow each other.
+
     However often a folder is resumed or evaluated, it stays one MLflow run: the id is in its mlflow.json, or `run_id`
     (a checkpoint's) where that file is gone. Params are sent once; one that differs later becomes a tag. With
     `tracking.enabled=false`, and on every rank but zero, nothing is recorded and every method does nothing.

@@ -52,7 +52,7 @@ def is_aggregate(path: PurePath) -> bool:
 
 def read_target(run_folder: Path) -> Target | None:
     """None where the folder has never asked for tracking."""
-    runs: list[dict[str, Any]] = [line for line, _ in read_lines(run_folder / OUTBOX) if line["kind"] == "run"]
+    runs: list[dict[str, Any]] = [line for line, _ in read_lines(run_folder / OUTBOX) if line.get("kind") == "run"]
     if not runs:
         return None
     run_id = next((run["run_id"] for run in reversed(runs) if run["run_id"]), None)
