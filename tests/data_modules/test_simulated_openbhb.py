@@ -1,5 +1,6 @@
 """The written layout, as somebody who knows only the published description would check it."""
 
+import errno
 import json
 
 import nibabel as nib
@@ -148,6 +149,23 @@ def test_a_folder_with_other_content_is_never_written_into(tmp_path):
     with pytest.raises(DataError, match="holds no simulated cohort"):
         write_openbhb(tmp_path, **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["participants.tsv"]
+
+
+def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written"):
+        write_openbhb(tmp_path / "file" / "cohort", **SMALL)
+
+
+def test_a_full_disk_stops_with_one_line_and_leaves_no_half_file(tmp_path, monkeypatch):
+    def full(file, array):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        write_openbhb(tmp_path / "cohort", **SMALL)
+    assert not list(tmp_path.rglob("*.npy"))
 
 
 def test_impossible_requests_leave_nothing_behind(tmp_path):
