@@ -90,11 +90,11 @@ def draw_views(
         mirrored=on["flip"] & ~resampled,
         resampled=resampled,
         matrix=_matrices(config, contract, u, on) if volume else np.tile(np.eye(4), (len(state), 1, 1)),
-        blur_sigma_mm=np.where(on["blur"], _between(*_ends(config.blur_sigma_mm), u["blur_sigma"]), 0.0),
-        gamma=np.where(on["intensity"], np.exp(_between(-config.gamma, config.gamma, u["gamma"])), 1.0),
-        gain=np.where(on["intensity"], _between(1 - config.gain, 1 + config.gain, u["gain"]), 1.0),
-        offset=np.where(on["intensity"], _between(-config.offset, config.offset, u["offset"]), 0.0),
-        noise_sd=np.where(on["noise"], _between(*_ends(config.noise_sd), u["noise_sd"]), 0.0),
+        blur_sigma_mm=np.where(on["blur"], _between(config.blur_sigma_mm, u["blur_sigma"]), 0.0),
+        gamma=np.where(on["intensity"], np.exp(_around(0, config.gamma, u["gamma"])), 1.0),
+        gain=np.where(on["intensity"], _around(1, config.gain, u["gain"]), 1.0),
+        offset=np.where(on["intensity"], _around(0, config.offset, u["offset"]), 0.0),
+        noise_sd=np.where(on["noise"], _between(config.noise_sd, u["noise_sd"]), 0.0),
         noise_seed=(draws["noise_seed"] >> np.uint64(1)).astype(np.int64),
         box=_boxes(config, contract, u, on["cutout"]) if volume else np.zeros((len(state), 3, 2), dtype=np.int64),
         zeroed=zeroed,
@@ -136,12 +136,12 @@ def _word(number: int) -> np.ndarray:
     return np.array([number % 2**64], dtype=np.uint64)
 
 
-def _between(low: float, high: float, u: np.ndarray) -> np.ndarray:
-    return low + (high - low) * u
+def _between(ends: list[float], u: np.ndarray) -> np.ndarray:
+    return ends[0] + (ends[1] - ends[0]) * u
 
 
-def _ends(pair: list[float]) -> tuple[float, float]:
-    return pair[0], pair[1]
+def _around(centre: float, reach: float, u: np.ndarray) -> np.ndarray:
+    return centre + reach * (2 * u - 1)
 
 
 def _matrices(
@@ -152,15 +152,12 @@ def _matrices(
     mirror = np.tile(np.eye(4), (len(on["flip"]), 1, 1))
     mirror[on["flip"], 0, 0] = -1
     crop = np.tile(np.eye(4), (len(on["crop"]), 1, 1))
-    centre_mm = (1 - config.crop_share) * half_mm * _between(-1, 1, _axes(u, "crop"))
+    centre_mm = (1 - config.crop_share) * half_mm * _around(0, 1, _axes(u, "crop"))
     crop[on["crop"], :3, :3] *= config.crop_share
     crop[on["crop"], :3, 3] = centre_mm[on["crop"]]
     undo = np.tile(np.eye(4), (len(on["affine"]), 1, 1))
-    back = (
-        _rotations(config, u).transpose(0, 2, 1)
-        / _between(1 - config.scale, 1 + config.scale, u["scale"])[:, None, None]
-    )
-    shift_mm = _between(-config.translate_mm, config.translate_mm, _axes(u, "translate"))
+    back = _rotations(config, u).transpose(0, 2, 1) / _around(1, config.scale, u["scale"])[:, None, None]
+    shift_mm = _around(0, config.translate_mm, _axes(u, "translate"))
     undo[on["affine"], :3, :3] = back[on["affine"]]
     undo[on["affine"], :3, 3] = -np.einsum("nij,nj->ni", back, shift_mm)[on["affine"]]
     return mirror @ undo @ crop
@@ -169,7 +166,7 @@ def _matrices(
 def _rotations(config: AugmentConfig, u: dict[str, np.ndarray]) -> np.ndarray:
     """[N, 3, 3]: about x first, then y, then z; positive angles turn y to z, z to x, x to y."""
     turned = np.tile(np.eye(3), (len(u["rotate_x"]), 1, 1))
-    radians = np.deg2rad(_between(-config.rotate_degrees, config.rotate_degrees, _axes(u, "rotate")))
+    radians = np.deg2rad(_around(0, config.rotate_degrees, _axes(u, "rotate")))
     for axis in range(3):
         a, b = (axis + 1) % 3, (axis + 2) % 3
         turn = np.tile(np.eye(3), (len(turned), 1, 1))

@@ -26,7 +26,7 @@ class DenseLayer(nn.Module):
         bias = norm == "none"
         self.branch = nn.Sequential(
             normalisation(norm, inputs),
-            nn.ReLU(),  # not in place: with norm=none this is the input that is concatenated below
+            nn.ReLU(),  # not in place: with norm=none it would overwrite the layer's input
             nn.Conv3d(inputs, 4 * growth, 1, bias=bias),
             normalisation(norm, 4 * growth),
             nn.ReLU(inplace=True),

@@ -86,6 +86,7 @@ def test_an_encoder_trains_on_a_small_grid_and_tells_volumes_apart(name, norm):
     z = encoder(x)
     assert z.shape == (4, encoder.features)
     assert torch.isfinite(z).all()
+    assert (z >= 0).all()  # every trunk ends in ReLU and pooling
     assert torch.pdist(z).min() > 1e-3 * z.norm(dim=1).mean()
     z.square().sum().backward()
     silent = [key for key, values in encoder.named_parameters() if values.ndim > 1 and not values.grad.abs().sum() > 0]
