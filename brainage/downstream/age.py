@@ -1,0 +1,218 @@
+"""Age read out of frozen features, and the scores of any age predictions.
+
+n scans, S seeds. A probe's predictions and a network's own, of one seed or many, are scored by the same code. Every MAE
+has the people, scans and age range it was measured on in its row, and beside it the row `mean_predictor`: the MAE of
+predicting the mean age of the fitted people for everybody. Without them an MAE means nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from brainage.config import EvaluateConfig
+from brainage.data.splits import refuse_leakage
+from brainage.data.table import SPLITS, scan_keys
+from brainage.downstream.features import Features, join
+from brainage.downstream.predictions import Predicted, by_seed, predictions_frame, stream
+from brainage.downstream.probes import SCORED, RidgeProbe, fitted_and_scored, people
+from brainage.downstream.results import missing_row, result_row, results_frame
+from brainage.errors import DataError, LeakageError
+from brainage.statistics.bootstrap import Interval, bootstrap, seed_mean
+from brainage.statistics.metrics import AGE_METRICS, bias_years, mae_years
+
+MEAN_PREDICTOR = "mean_predictor"
+
+
+class AgeEvaluation(NamedTuple):
+    """`results` as in `results.RESULT_COLUMNS`; `predictions` has PREDICTION_COLUMNS, one row a scored scan."""
+
+    results: pd.DataFrame
+    predictions: pd.DataFrame
+
+
+def evaluate_age(
+    features: Features,
+    table: pd.DataFrame,
+    *,
+    cohort: str,
+    config: EvaluateConfig,
+    seed: int,
+    in_sample: bool = False,
+) -> AgeEvaluation:
+    """Fit the ridge probe on the people of `config.fit_splits`, score those of the two tests.
+
+    `cohort` is the name that the rows carry; `seed` shuffles the folds and draws the resamples: give every model the
+    same one, so that all are scored on the same resamples. `in_sample` also scores the fitted people, marked as such.
+    Raises what `fitted_and_scored`, `join` and `RidgeProbe.fit` raise.
+    """
+    fitted, scored = fitted_and_scored(table, config.fit_splits)
+    probe = RidgeProbe(seed=seed).fit(join(features, fitted), fitted["age_years"].to_numpy(), people(fitted))
+    if in_sample:
+        scored = pd.concat([fitted, scored], ignore_index=True)
+    predicted = probe.predict(join(features, scored)) if len(scored) else np.empty(0)
+    predictions = predictions_frame(scored, predicted, model=features.label, seed=features.seed)
+    results = score_predictions(
+        predictions,
+        cohort=cohort,
+        config=config,
+        seed=seed,
+        mean_age_years=mean_age(table, config),
+        note=_fit_note(probe, len(fitted)),
+        in_sample=config.fit_splits if in_sample else (),
+        model=features.label,
+    )
+    return AgeEvaluation(results, predictions)
+
+
+def mean_age(table: pd.DataFrame, config: EvaluateConfig) -> float:
+    """Years; the mean over the scans that probes are fitted on, which the mean predictor predicts for everybody."""
+    return float(table.loc[table["split"].isin(config.fit_splits), "age_years"].mean())
+
+
+def score_predictions(
+    predictions: pd.DataFrame,
+    *,
+    cohort: str,
+    config: EvaluateConfig,
+    seed: int,
+    mean_age_years: float | None = None,
+    note: str = "",
+    in_sample: Sequence[str] = (),
+    model: str = "model",
+) -> pd.DataFrame:
+    """Results of one model's predictions in every split they hold, and a NaN row for a test without scans.
+
+    With several seeds the estimate is the mean of the metric over seeds (of scores, not the score of an averaged
+    prediction), every seed is scored on the same resamples of people, and the note gives the sd over seeds, which the
+    interval does not contain. `mean_age_years` adds the rows of the mean predictor; `model` names the rows where there
+    is no prediction at all. Raises LeakageError on predictions for train unless `in_sample` names it, DataError on
+    several models or on seeds that scored different scans.
+    """
+    if "train" in set(predictions["split"]) - set(in_sample):
+        raise LeakageError("predictions for people of train: not scored unless asked for by name (in_sample)")
+    refuse_leakage(predictions)
+    rows: list[dict[str, Any]] = []
+    for split in SPLITS:
+        if (predictions["split"] == split).any():
+            block = by_seed(predictions, split, "predicted_age_years")
+            notes = (note, "in-sample: fitted on these people" if split in in_sample else "")
+            rows += _whole_rows(block, cohort, config, seed, mean_age_years, notes)
+            rows += _part_rows(block, cohort, config, seed)
+        elif split in SCORED:
+            name = str(predictions["model"].iloc[0]) if len(predictions) else model
+            rows.append(missing_row(name, cohort, split, "age", "mae_years", f"no scan in {split}"))
+    return results_frame(rows)
+
+
+def pool_seeds(
+    predictions: Sequence[pd.DataFrame],
+    *,
+    cohort: str,
+    config: EvaluateConfig,
+    seed: int,
+    mean_age_years: float | None = None,
+    note: str = "",
+) -> pd.DataFrame:
+    """`score_predictions` of one model trained with several seeds, one frame a seed."""
+    together = pd.concat(list(predictions), ignore_index=True)
+    return score_predictions(
+        together, cohort=cohort, config=config, seed=seed, mean_age_years=mean_age_years, note=note
+    )
+
+
+def paired_mae_difference(
+    first: pd.DataFrame, second: pd.DataFrame, *, cohort: str, config: EvaluateConfig, seed: int
+) -> pd.DataFrame:
+    """MAE of `first` minus MAE of `second` on the same people, each averaged over its seeds: below 0, first is better.
+
+    The resamples pair the two, so that the interval is free of how difficult the drawn people are for both. Raises
+    DataError when the two models were not scored on the same scans.
+    """
+    rows = []
+    for split in SCORED:
+        blocks = [by_seed(p, split, "predicted_age_years") for p in (first, second) if (p["split"] == split).any()]
+        if not blocks:
+            continue
+        keys = [scan_keys(block.scans).tolist() for block in blocks]
+        if len(blocks) < 2 or keys[0] != keys[1]:
+            raise DataError(f"{split}: the two models were not scored on the same scans; score both on one table")
+        a, b = (np.abs(block.values - _ages(block)).mean(axis=0) for block in blocks)
+        # The mean of a - b; bias_years is that mean as a weighted function.
+        statistic = {"difference": seed_mean(bias_years, b, a[None])}
+        found = _intervals(blocks[0], statistic, config, seed)["difference"]
+        name = f"{blocks[0].model} - {blocks[1].model}"
+        seeds = [", ".join(map(str, block.seeds)) for block in blocks]
+        notes = (_extent(blocks[0].scans), "below 0: the first is better", f"seeds {seeds[0]} against {seeds[1]}")
+        rows.append(result_row(name, cohort, split, "age", "mae_difference_years", found, blocks[0].n, *notes))
+    return results_frame(rows)
+
+
+def _whole_rows(
+    block: Predicted,
+    cohort: str,
+    config: EvaluateConfig,
+    seed: int,
+    mean_age_years: float | None,
+    notes: tuple[str, ...],
+) -> list[dict[str, Any]]:
+    age, one = _ages(block), np.ones((1, len(block.scans)))
+    statistics = {name: seed_mean(metric, age, block.values) for name, metric in AGE_METRICS.items()}
+    if mean_age_years is not None:
+        statistics[MEAN_PREDICTOR] = seed_mean(mae_years, age, np.full((1, len(age)), mean_age_years))
+    found = _intervals(block, statistics, config, seed)
+    extent = _extent(block.scans)
+    rows = []
+    for name, metric in AGE_METRICS.items():
+        spread = block.spread([metric(age, predicted, one)[0] for predicted in block.values])
+        whole = (extent, spread, *notes)
+        rows.append(result_row(block.model, cohort, block.split, "age", name, found[name], block.n, *whole))
+    if mean_age_years is not None:
+        whole = (extent, f"predicts {mean_age_years:.1f} years for everybody")
+        mean = found[MEAN_PREDICTOR]
+        rows.append(result_row(MEAN_PREDICTOR, cohort, block.split, "age", "mae_years", mean, block.n, *whole))
+    return rows
+
+
+def _part_rows(block: Predicted, cohort: str, config: EvaluateConfig, seed: int) -> list[dict[str, Any]]:
+    """The MAE of each site (task age_by_site) and each decade of age (task age_by_band)."""
+    decades = (_ages(block) // 10).astype(int) * 10
+    parts = {
+        "site": block.scans["site"].fillna("unknown").str.replace(";", ",").to_numpy(dtype=str),
+        "band": np.array([f"{decade}-{decade + 9}" for decade in decades]),
+    }
+    rows = []
+    for kind, names in parts.items():
+        for name in sorted(set(names), key=lambda text: (len(text) if kind == "band" else 0, text)):  # 20-29 < 100-109
+            here = names == name
+            part = block._replace(scans=block.scans[here], values=block.values[:, here])
+            statistic = {"mae": seed_mean(mae_years, _ages(part), part.values)}
+            found = _intervals(part, statistic, config, seed)["mae"]
+            notes = (f"{kind}={name}", _extent(part.scans))
+            rows.append(
+                result_row(block.model, cohort, block.split, f"age_by_{kind}", "mae_years", found, part.n, *notes)
+            )
+    return rows
+
+
+def _intervals(block: Predicted, statistics: dict, config: EvaluateConfig, seed: int) -> dict[str, Interval]:
+    return bootstrap(statistics, block.persons, resamples=config.bootstrap, seed=stream(seed, block.split))
+
+
+def _ages(block: Predicted) -> np.ndarray:
+    return block.scans["age_years"].to_numpy(dtype=np.float64)
+
+
+def _extent(scans: pd.DataFrame) -> str:
+    ages = scans["age_years"]
+    return f"{len(scans)} scans; ages {ages.min():.1f}-{ages.max():.1f} years"
+
+
+def _fit_note(probe: RidgeProbe, scans: int) -> str:
+    note = f"ridge on {scans} scans, alpha {probe.alpha_:g}"
+    if probe.alpha_ in (min(probe.alphas), max(probe.alphas)):
+        note += " (edge of the grid)"
+    return note if probe.folds_ == probe.folds else f"{note}; only {probe.folds_} folds: few people"
