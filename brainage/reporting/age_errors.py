@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from brainage.data.table import person_keys
 from brainage.reporting import figures
 from brainage.reporting.figures import SPLIT_NAMES
 from brainage.reporting.page import Block, Drawn, Page
-from brainage.reporting.tables import MAE, SIGNED_ERROR, TESTS, Table, model_name, parts
+from brainage.reporting.tables import FEWEST_PEOPLE, TESTS, Estimate, Table, model_name, parts
+from brainage.statistics.bootstrap import bootstrap
 
+RESAMPLES = 1000
 MOST_SITES_DRAWN = 24  # a figure
 
 
@@ -25,7 +28,7 @@ def age_errors(page: Page) -> list[Block]:
             f"One network ({name}, seed {run.experiment.seed}); each dot is a scan. Intervals: 95 %, over people.",
         ),
         Block("figures", [_scatter(page, rows, split) for split in TESTS if (rows["split"] == split).any()]),
-        *_by_age(page),
+        *_by_age(page, rows),
         *_by_site(page),
     ]
 
@@ -41,37 +44,55 @@ def _scatter(page: Page, rows: pd.DataFrame, split: str) -> Drawn:
     )  # fmt: skip
     shown = f" {most} of {len(part)} scans are drawn; the MAE is of all." if len(part) > most else ""
     alt = (
-        f"Scatter of predicted against chronological age, {SPLIT_NAMES[split]}: {len(part)} scans aged {ages.min():.0f} "
-        f"to {ages.max():.0f}, mean absolute error {mae:.2f} years, mean error {bias:+.2f} years."
+        f"Scatter of predicted against chronological age, {SPLIT_NAMES[split]}: {len(part)} scans aged "
+        f"{ages.min():.0f} to {ages.max():.0f}, mean absolute error {mae:.2f} years, mean error {bias:+.2f} years."
     )
     return page.draw(f"age_{split}", figure, alt=alt, caption=f"Dashed: predicted age equals chronological age.{shown}")
 
 
-def _by_age(page: Page) -> list[Block]:
-    absolute, signed = parts(page.run, "band", *MAE), parts(page.run, "band", *SIGNED_ERROR)
-    if absolute.empty:
-        return [page.missing("Error by age: results.csv has no age bands of this network.")]
-    page.write(_table("error_by_age", "Error by decade of age (years)", absolute, signed))
-    worst = absolute.loc[absolute["estimate"].idxmax()]
-    mae = figures.error_by_band(absolute, ylabel="MAE (years)", title="Error by age", zero_line=False)
-    alt = f"Mean absolute error by decade of age; largest {worst['estimate']:.1f} years at {worst['part']}."
-    drawn = [page.draw("error_by_age", mae, alt=alt)]
+def _by_age(page: Page, rows: pd.DataFrame) -> list[Block]:
+    absolute, signed = parts(page.run, "band"), signed_error(rows)
+    drawn = []
+    if len(absolute):
+        page.write(_table("error_by_age", "Mean absolute error by decade of age (years)", absolute))
+        worst = absolute.loc[absolute["estimate"].idxmax()]
+        mae = figures.error_by_band(absolute, ylabel="MAE (years)", title="Error by age", zero_line=False)
+        alt = f"Mean absolute error by decade of age; largest {worst['estimate']:.1f} years at {worst['part']}."
+        drawn.append(page.draw("error_by_age", mae, alt=alt))
     if len(signed):
+        page.write(_table("signed_error_by_age", "Predicted minus chronological age by decade (years)", signed))
         ends = signed.sort_values("part", key=figures.band_start)["estimate"]
         bias = figures.error_by_band(
             signed, ylabel="predicted − chronological (years)", title="Signed error", zero_line=True
         )
-        alt = f"Mean signed error by decade of age: {ends.iloc[0]:+.1f} years in the youngest, {ends.iloc[-1]:+.1f} in the oldest."
+        alt = f"Mean signed error by decade: youngest {ends.iloc[0]:+.1f} years, oldest {ends.iloc[-1]:+.1f}."
         caption = "Above 0: predicted too old. Falling with age: predictions are drawn towards the mean."
-        drawn.append(page.draw("bias_by_age", bias, alt=alt, caption=caption))
-    return [Block("figures", drawn)]
+        drawn.append(page.draw("signed_error_by_age", bias, alt=alt, caption=caption))
+    if drawn:
+        return [Block("figures", drawn)]
+    return [Block("text", f"Errors by age are not drawn: no decade has {FEWEST_PEOPLE} people.")]
+
+
+def signed_error(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean of predicted minus chronological age by split and decade: split, part, estimate, low, high, n people."""
+    decades = (rows["age_years"] // 10 * 10).astype(int)
+    bands = decades.astype(str) + "-" + (decades + 9).astype(str)
+    found = []
+    for (split, band), part in rows.groupby([rows["split"], bands]):
+        error = (part["predicted_age_years"] - part["age_years"]).to_numpy(float)
+        persons = person_keys(part).to_numpy(dtype=str)
+        n = len(np.unique(persons))
+        if n >= FEWEST_PEOPLE:
+            mean = {"mean": lambda weights, e=error: weights @ e / weights.sum(axis=1)}
+            found.append([split, band, *bootstrap(mean, persons, resamples=RESAMPLES, seed=0)["mean"], n])
+    return pd.DataFrame(found, columns=["split", "part", "estimate", "low", "high", "n"])
 
 
 def _by_site(page: Page) -> list[Block]:
-    found = parts(page.run, "site", *MAE)
+    found = parts(page.run, "site")
     if found.empty:
-        return [page.missing("Error by site: results.csv has no sites of this network.")]
-    page.write(_table("error_by_site", "Error by site (years)", found, parts(page.run, "site", *SIGNED_ERROR)))
+        return [Block("text", f"Errors by site are not drawn: no site has {FEWEST_PEOPLE} people who were scored.")]
+    page.write(_table("error_by_site", "Mean absolute error by site (years)", found))
     every = [found[found["split"] == split] for split in TESTS]
     return [Block("figures", [_site_figure(page, rows) for rows in every if len(rows)])]
 
@@ -98,19 +119,10 @@ def _site_figure(page: Page, rows: pd.DataFrame) -> Drawn:
     return page.draw(f"error_by_site_{split}", figure, alt=alt, caption=caption)
 
 
-def _table(name: str, caption: str, absolute: pd.DataFrame, signed: pd.DataFrame) -> Table:
-    keys = ["split", "part"]
-    data = absolute.merge(signed.drop(columns="n"), on=keys, how="left", suffixes=("_mae", "_signed"))
+def _table(name: str, caption: str, data: pd.DataFrame) -> Table:
+    rows = data[["estimate", "low", "high"]].itertuples(index=False)
     shown = pd.DataFrame({
         "Split": data["split"].map(SPLIT_NAMES), "Part": data["part"], "n": data["n"].map(str),
-        "MAE": _texts(data, "_mae"), "Predicted minus chronological": _texts(data, "_signed"),
+        "Years": [str(Estimate(*row).cell(2)) for row in rows],
     })  # fmt: skip
     return Table(name, caption, data, shown, text_columns=2)
-
-
-def _texts(data: pd.DataFrame, suffix: str) -> list[str]:
-    rows = data[[f"estimate{suffix}", f"low{suffix}", f"high{suffix}"]].itertuples(index=False)
-    return [
-        "–" if pd.isna(e) else f"{e:.2f}" if pd.isna(low) else f"{e:.2f} [{low:.2f}, {high:.2f}]"
-        for e, low, high in rows
-    ]

@@ -48,7 +48,8 @@ def styled(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
+        style: Any = {**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}
+        with matplotlib.rc_context(style):
             return function(*args, **kwargs)
 
     return wrapped
@@ -171,10 +172,12 @@ def dots_with_intervals(
 def map_by_age(points: np.ndarray, age_years: np.ndarray, *, labels: tuple[str, str], title: str) -> Figure:
     """Two-dimensional embedding [n, 2], each point coloured by its age."""
     figure, axes = _map_panel(points, labels, title)
-    drawn = axes.scatter(*points.T, c=age_years, s=_map_size(points), alpha=0.85, linewidths=0, rasterized=True)
+    drawn = axes.scatter(
+        points[:, 0], points[:, 1], c=age_years, s=_map_size(points), alpha=0.85, linewidths=0, rasterized=True
+    )
     bar = figure.colorbar(drawn, ax=axes, orientation="horizontal", fraction=0.05, pad=0.02, aspect=40)
     bar.set_label("age (years)")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     return figure
 
 
@@ -190,13 +193,15 @@ def map_by_site(points: np.ndarray, site: pd.Series, *, labels: tuple[str, str],
     size = _map_size(points)
     if others.any():
         label = f"{len(counts) - len(named)} other sites ({others.sum()})"
-        axes.scatter(*points[others].T, s=size, color="#c3cad1", linewidths=0, label=label, rasterized=True)
+        axes.scatter(
+            points[others, 0], points[others, 1], s=size, color="#c3cad1", linewidths=0, label=label, rasterized=True
+        )
     for number, name in enumerate(named):
         kept = (site == name).to_numpy()
         marker = "o^sD"[number // 4 + 2 * (number % 2)]
         axes.scatter(
-            *points[kept].T, s=size, color=PALETTE[number], marker=marker, alpha=0.8, linewidths=0,
-            label=f"{_short(name)} ({kept.sum()})", rasterized=True,
+            points[kept, 0], points[kept, 1], s=size, color=PALETTE[number], marker=marker, alpha=0.8, linewidths=0,
+            label=f"{_plain(name)} ({kept.sum()})", rasterized=True,
         )  # fmt: skip
     figure.legend(loc="outside lower center", ncols=2 if len(named) > 3 else max(len(named), 1), markerscale=1.3)
     return figure
@@ -248,8 +253,8 @@ def band_start(bands: pd.Series) -> pd.Series:
 
 
 def with_count(names: pd.Series, counts: pd.Series) -> list[str]:
-    """Names with their counts in parentheses, long ones shortened."""
-    return [f"{_short(str(name))} ({count})" for name, count in zip(names, counts, strict=True)]
+    """Names of sites with their counts in parentheses, long ones shortened."""
+    return [f"{_plain(name)} ({count})" for name, count in zip(names, counts, strict=True)]
 
 
 def _title_and_legend(axes: Axes, title: str, entries: int) -> None:
@@ -293,5 +298,6 @@ def _binned(points: pd.DataFrame, most: int = 160) -> pd.DataFrame:
     )
 
 
-def _short(name: str, most: int = 16) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+def _plain(name: str, most: int = 16) -> str:
+    """A name from the cohort, short and without what matplotlib would read as mathematics."""
+    return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")

@@ -13,7 +13,7 @@ from brainage.data.table import PERSON
 from brainage.losses.names import CONTRASTIVE_NAMES
 from brainage.reporting.figures import SPLIT_NAMES
 from brainage.reporting.run_folder import RunFolder
-from brainage.reporting.tables import MAE, TESTS, Estimate, estimate, mean_predictor, model_name, models
+from brainage.reporting.tables import MAE, SITE_BACC, TESTS, Estimate, estimate, mean_predictor, model_name, models
 
 SMALL_TEST = 30  # people
 LARGE_DROPPED_SHARE = 0.05
@@ -113,7 +113,7 @@ def _trial(run: RunFolder) -> Iterator[Finding]:
 def _worse_than_guessing(run: RunFolder) -> Iterator[Finding]:
     for cohort, model in models(run):
         for split in TESTS:
-            mae, guess = (f(run, cohort, model, split) for f in (_mae, mean_predictor))
+            mae, guess = _mae(run, cohort, model, split), mean_predictor(run, cohort, split)
             if not (mae and guess):
                 continue
             name = f"{model_name(model)}, {SPLIT_NAMES[split]}"
@@ -165,7 +165,7 @@ def _dropped(run: RunFolder) -> Iterator[Finding]:
 def _site_probe(run: RunFolder) -> Iterator[Finding]:
     if run.results is None:
         return
-    rows = run.results[(run.results["task"] == "site")]
+    rows = run.results[run.results["task"] == SITE_BACC[0]]
     found = rows["note"].str.contains(r"not converge|unconverged|no convergence", flags=re.IGNORECASE, regex=True)
     labels = list(dict.fromkeys(model_name(model) for model in rows.loc[found, "model"]))
     if labels:

@@ -11,8 +11,8 @@ from brainage.reporting.run_folder import RunFolder
 LOSSES = {
     "exp": (
         "L^exp (Barbano et al. 2023, 2025): each sample attracts every other one in proportion to how near their ages "
-        "are (weight w), and in the denominator every similarity is multiplied by 1 − w, so that repulsion grows with the "
-        "age distance: − Σ [w / Σw] log( exp(s) / Σ exp(s (1 − w)) ), averaged over samples"
+        "are (weight w), and in the denominator every similarity is multiplied by 1 − w, so that repulsion grows with "
+        "the age distance: − Σ [w / Σw] log( exp(s) / Σ exp(s (1 − w)) ), averaged over samples"
     ),
     "yaware": (
         "y-Aware InfoNCE (Dufumier et al. 2021): the InfoNCE terms of all pairs, weighted by how near their ages are: "
@@ -157,8 +157,8 @@ def _training(experiment: Experiment) -> str:
     }[optim.schedule]
     name = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}[optim.name]
     text = (
-        f"{name} with learning rate {_short(optim.lr)}, weight decay {_short(optim.weight_decay)} and {schedule}; batches of "
-        f"{experiment.data.batch_size} subjects with {views} view{'s' if views > 1 else ''} each; up to "
+        f"{name} with learning rate {_short(optim.lr)}, weight decay {_short(optim.weight_decay)} and {schedule}; "
+        f"batches of {experiment.data.batch_size} subjects with {views} view{'s' if views > 1 else ''} each; up to "
         f"{trainer.epochs} epochs in {trainer.precision}. The last checkpoint was kept; none was chosen on a test set. "
     )
     return text + _augmentation(experiment.augment)
@@ -175,10 +175,10 @@ def _evaluation(experiment: Experiment) -> str:
     evaluate = experiment.evaluate
     features = "encoder's features" if evaluate.features == "trunk" else "projection head's output"
     return (
-        f"The network was frozen and its {features} embedded every scan. Age was read out by ridge regression (penalty "
-        f"chosen by five-fold cross-validation grouped by person) fitted on {' and '.join(evaluate.fit_splits)}, without "
-        "standardisation; the site by multinomial logistic regression, scored on the internal test only. Intervals are "
-        f"percentiles of {evaluate.bootstrap} bootstrap resamples of people. The protocol follows the OpenBHB "
+        f"The network was frozen and its {features} embedded every scan. Age was read out by ridge regression "
+        f"(penalty chosen by five-fold cross-validation grouped by person) fitted on {' and '.join(evaluate.fit_splits)}, "
+        "without standardisation; the site by multinomial logistic regression, scored on the internal test only. "
+        f"Intervals are percentiles of {evaluate.bootstrap} bootstrap resamples of people. The protocol follows the OpenBHB "
         "challenge (Dufumier et al. 2022)."
     )
 

@@ -16,7 +16,17 @@ from brainage.reporting.findings import findings
 from brainage.reporting.methods import encoder_name
 from brainage.reporting.run_folder import RunFolder, read_run
 from brainage.reporting.sections import SECTIONS, Page
-from brainage.reporting.tables import L_C, MAE, SITE_BACC, SITE_CHANCE, Cell, estimate, mean_predictor, model_name
+from brainage.reporting.tables import (
+    BOTH_TESTS,
+    CHALLENGE,
+    CHANCE,
+    MAE,
+    SITE_BACC,
+    Cell,
+    estimate,
+    mean_predictor,
+    model_name,
+)
 
 MATHEMATICS = {"L^exp": "L<sup>exp</sup>", "L_c": "L<sub>c</sub>", "BAcc^0.3": "BAcc<sup>0.3</sup>"}
 
@@ -48,6 +58,7 @@ def prose(text: Any) -> Markup:
     safe = str(escape(str(text)))
     for plain, markup in MATHEMATICS.items():
         safe = safe.replace(plain, markup)
+    safe = safe.replace(" %", "\N{NO-BREAK SPACE}%")
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", safe))
 
 
@@ -100,16 +111,16 @@ def _tiles(run: RunFolder) -> list[tuple[str, str, list[str]]]:
     """Name, number and what to compare it with, of the four numbers that a reader looks for first."""
     cohort, tiles = run.experiment.data.cohort, []
     for split in ("test_internal", "test_external"):
-        mae, guess = estimate(run, cohort, run.model, split, *MAE), mean_predictor(run, cohort, run.model, split)
+        mae, guess = estimate(run, cohort, run.model, split, *MAE), mean_predictor(run, cohort, split)
         if mae:
             against = [mae.interval(2), f"mean predictor {guess.estimate:.2f}" if guess else ""]
             tiles.append((f"MAE, {SPLIT_NAMES[split]}", f"{mae.estimate:.2f} years", against))
     bacc = estimate(run, cohort, run.model, "test_internal", *SITE_BACC)
-    chance = estimate(run, cohort, run.model, "test_internal", *SITE_CHANCE)
+    chance = estimate(run, cohort, CHANCE, "test_internal", *SITE_BACC)
     if bacc:
         against = [bacc.interval(1, 100), f"chance {100 * chance.estimate:.1f} %" if chance else ""]
         tiles.append(("Site BAcc, lower is better", f"{100 * bacc.estimate:.1f} %", against))
-    score = estimate(run, cohort, run.model, "test_external", *L_C)
+    score = estimate(run, cohort, run.model, BOTH_TESTS, *CHALLENGE)
     if score:
         tiles.append(("L_c, lower is better", f"{score.estimate:.2f}", [score.interval(2), "BAcc^0.3 × external MAE"]))
     return tiles

@@ -14,7 +14,17 @@ from brainage.reporting.figures import SPLIT_NAMES
 from brainage.reporting.methods import GLOSSARY, REFERENCES, methods
 from brainage.reporting.page import Block, Drawn, Page, Section
 from brainage.reporting.reproduce import reproduce
-from brainage.reporting.tables import MAE, TESTS, all_results, estimate, headline, mean_predictor, model_name, models
+from brainage.reporting.tables import (
+    MAE,
+    TESTS,
+    all_results,
+    differences,
+    estimate,
+    headline,
+    mean_predictor,
+    model_name,
+    models,
+)
 
 MOST_SITES_DRAWN = 24
 
@@ -24,10 +34,12 @@ def results(page: Page) -> list[Block]:
     table, every = headline(page.run), all_results(page.run)
     if table is None or every is None:
         return [page.missing("Results: nothing was evaluated yet.")]
-    drawn = [_comparison(page, split) for split in TESTS]
+    drawn = [figure for figure in (_comparison(page, split) for split in TESTS) if figure]
+    paired = differences(page.run)
     return [
         page.table(table),
-        Block("figures", [figure for figure in drawn if figure]),
+        Block("figures", drawn),
+        *([page.table(paired)] if paired else []),
         page.table(every, folded=True),
     ]
 
@@ -42,7 +54,7 @@ def _comparison(page: Page, split: str) -> Drawn | None:
         return None
     rows = pd.DataFrame([[model_name(model), mae.estimate, mae.low, mae.high] for model, mae in found])
     rows.columns = pd.Index(["name", "estimate", "low", "high"])
-    guess = mean_predictor(run, cohort, found[0][0], split)
+    guess = mean_predictor(run, cohort, split)
     figure = figures.dots_with_intervals(
         rows, xlabel="MAE (years), 95 % interval", title=f"{SPLIT_NAMES[split].capitalize()}", reference=guess.estimate,
         reference_name="mean predictor", colours=[figures.ACCENT if m == run.model else "#7b8794" for m, _ in found],
@@ -93,14 +105,8 @@ def cohort(page: Page) -> list[Block]:
         return [page.missing("Cohort: there is no table.parquet.", how)]
     table, blocks = run.table, [page.table(split_sheet(run.table))]
     ages = {split: table.loc[table["split"] == split, "age_years"].dropna().to_numpy(float) for split in SPLITS}
-    if any(map(len, ages.values())):
-        spoken = "; ".join(f"{SPLIT_NAMES[s]} {np.median(a):.0f}" for s, a in ages.items() if len(a))
-        figure = figures.age_histogram(ages)
-        blocks.append(
-            Block(
-                "figures", [page.draw("ages", figure, alt=f"Ages by split in five-year bins; medians: {spoken} years.")]
-            )
-        )
+    drawn = [_age_histogram(page, ages)] if any(map(len, ages.values())) else []
+    blocks.append(Block("figures", drawn + _site_ages(page)))
     blocks.append(page.table(site_sheet(table), folded=table["site"].nunique() > 8))
     if run.dropped is None:
         blocks.append(Block("text", "There is no dropped.tsv: scans left out, if any, were not recorded."))

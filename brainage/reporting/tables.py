@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,23 +13,24 @@ import pandas as pd
 from brainage.data.table import write_atomically
 from brainage.downstream.results import RESULT_COLUMNS
 from brainage.reporting.figures import SPLIT_NAMES
-from brainage.reporting.run_folder import RunFolder
+from brainage.reporting.run_folder import RunFolder, model_and_seed
 
 TESTS = ("test_internal", "test_external")
 # task and metric of results.csv
 MAE = ("age", "mae_years")
-MEAN_PREDICTOR = ("age", "mae_mean_predictor_years")
-SIGNED_ERROR = ("age", "bias_years")
 SITE_BACC = ("site", "balanced_accuracy")
-SITE_CHANCE = ("site", "chance")
-L_C = ("challenge", "l_c")
+CHALLENGE = ("challenge", "challenge_score")
+MEAN_PREDICTOR, CHANCE = "mean_predictor", "chance"  # what the models are compared with, as runs of results.csv
+BOTH_TESTS = "+".join(TESTS)
 BASELINES = ("untrained", "pca_ridge", "ridge")
 MODEL_NAMES = {
     "exp": "L^exp", "yaware": "y-Aware", "infonce": "InfoNCE", "supcon": "SupCon",
     "l1": "L1, supervised", "l2": "L2, supervised", "huber": "Huber, supervised",
     "untrained": "Untrained encoder", "pca_ridge": "PCA + ridge", "ridge": "Ridge on raw values",
+    "mean_predictor": "Mean age, for everyone",
 }  # fmt: skip
 FEWEST_PEOPLE = 5  # a group below this is neither averaged nor shown with its ages
+SEEDS_NOTE = re.compile(r"seeds (?P<seeds>\d[\d, ]*), sd over seeds (?P<sd>[\d.e+-]+)")
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -74,6 +76,17 @@ class Estimate:
     def __bool__(self) -> bool:
         return bool(np.isfinite(self.estimate))
 
+    def columns(self, name: str) -> dict[str, float]:
+        """The estimate and its interval as columns of a table."""
+        return {name: self.estimate, f"{name}_low": self.low, f"{name}_high": self.high}
+
+    def cell(self, digits: int, *lines: str, scale: float = 1) -> Cell:
+        """The estimate over its interval and further lines."""
+        if not self:
+            return Cell("–")
+        small = tuple(filter(None, [self.interval(digits, scale), *lines]))
+        return Cell(f"{self.estimate * scale:.{digits}f}", small)
+
     def interval(self, digits: int, scale: float = 1) -> str:
         """`[low, high]`, or nothing where there is none."""
         if not (np.isfinite(self.low) and np.isfinite(self.high)):
@@ -87,10 +100,10 @@ def model_name(model: str) -> str:
 
 
 def models(run: RunFolder) -> list[tuple[str, str]]:
-    """(cohort, model) pairs of the results: the run's own cohort and loss first, then siblings, then baselines."""
-    if run.results is None:
-        return []
-    pairs = list(dict.fromkeys(zip(run.results["cohort"], run.results["model"], strict=True)))
+    """(cohort, model) pairs with an age MAE: the run's own cohort and loss first, then siblings, then baselines."""
+    rows = _rows(run, *MAE)
+    rows = rows[rows["split"].isin(TESTS) & (rows["model"] != MEAN_PREDICTOR)]
+    pairs = list(dict.fromkeys(zip(rows["cohort"], rows["model"], strict=True)))
 
     def rank(pair: tuple[str, str]) -> tuple[bool, int]:
         cohort, model = pair
@@ -106,40 +119,40 @@ def estimate(run: RunFolder, cohort: str, model: str, split: str, task: str, met
     Of several seeds: the row of all seeds together where there is one, the mean over the networks where not.
     """
     rows = _rows(run, task, metric)
-    rows = rows[
-        (rows["model"] == model) & (rows["cohort"] == cohort) & (rows["split"] == split) & (rows["part_kind"] == "")
-    ]
+    rows = rows[(rows["model"] == model) & (rows["cohort"] == cohort) & (rows["split"] == split)]
     if rows.empty:
         return Estimate()
-    each = rows[rows["seed"].notna()]
-    pooled = rows[rows["seed"].isna()]
+    each, pooled = rows[rows["seed"].notna()], rows[rows["seed"].isna()]
     values = pooled if len(pooled) else each
+    told = SEEDS_NOTE.search(values["note"].iloc[0])
+    seeds = len(told["seeds"].split(",")) if told else max(len(each), 1)
     return Estimate(
         estimate=float(values["estimate"].mean()), low=float(values["low"].mean()), high=float(values["high"].mean()),
-        n=int(values["n"].max()), seeds=max(len(each), 1),
-        seed_sd=float(each["estimate"].std()) if len(each) > 1 else np.nan,
+        n=int(values["n"].max()), seeds=seeds,
+        seed_sd=float(told["sd"]) if told else float(each["estimate"].std()) if len(each) > 1 else np.nan,
     )  # fmt: skip
 
 
-def parts(run: RunFolder, kind: str, task: str, metric: str) -> pd.DataFrame:
-    """A metric of the main network on each part (site or band) of the test splits: split, part, estimate, low, high, n."""
-    rows = _rows(run, task, metric)
-    rows = rows[rows["part_kind"].eq(kind) & rows["split"].isin(TESTS) & rows["cohort"].eq(run.experiment.data.cohort)]
+def mean_predictor(run: RunFolder, cohort: str, split: str) -> Estimate:
+    """MAE of answering every person with the mean age of the people fitted on."""
+    return estimate(run, cohort, MEAN_PREDICTOR, split, *MAE)
+
+
+def parts(run: RunFolder, kind: str) -> pd.DataFrame:
+    """MAE of the main network on each part (site or band) of the tests: split, part, estimate, low, high, n."""
+    rows = _rows(run, f"age_by_{kind}", MAE[1], whole=False)
+    rows = rows[rows["split"].isin(TESTS) & rows["cohort"].eq(run.experiment.data.cohort)]
     own = rows[rows["run"] == run.label]
     own = own if len(own) else rows[rows["run"] == run.model]
     own = own[own["n"] >= FEWEST_PEOPLE].rename(columns={"part_name": "part"})
     return own[["split", "part", "estimate", "low", "high", "n"]].reset_index(drop=True)
 
 
-def _rows(run: RunFolder, task: str, metric: str) -> pd.DataFrame:
+def _rows(run: RunFolder, task: str, metric: str, *, whole: bool = True) -> pd.DataFrame:
     columns = [*RESULT_COLUMNS, "model", "seed", "part_kind", "part_name"]
     rows = pd.DataFrame(columns=columns) if run.results is None else run.results
-    return rows[(rows["task"] == task) & (rows["metric"] == metric) & rows["estimate"].notna()]
-
-
-def mean_predictor(run: RunFolder, cohort: str, model: str, split: str) -> Estimate:
-    """MAE of answering every person with the mean age of the people fitted on."""
-    return estimate(run, cohort, model, split, *MEAN_PREDICTOR)
+    rows = rows[(rows["task"] == task) & (rows["metric"] == metric) & rows["estimate"].notna()]
+    return rows[(rows["part_kind"] == "") == whole]
 
 
 def headline(run: RunFolder) -> Table | None:
@@ -147,54 +160,65 @@ def headline(run: RunFolder) -> Table | None:
     pairs = models(run)
     if not pairs:
         return None
-    several = len({cohort for cohort, _ in pairs}) > 1
-    data, shown = zip(*[_headline_row(run, cohort, model) for cohort, model in pairs], strict=True)
-    rows = pd.DataFrame(shown)
-    seeds = max(row["seeds"] for row in data)
+    cohorts = list(dict.fromkeys(cohort for cohort, _ in pairs))
+    every = pairs + [(cohort, MEAN_PREDICTOR) for cohort in cohorts]
+    data, shown = zip(*[_headline_row(run, cohort, model) for cohort, model in every], strict=True)
     note = (
-        "Lower is better in every column of numbers. Brackets: 95 % interval by bootstrap over people. "
-        "“mean” is the error of answering every person with the mean age of the people fitted on. "
-        "Site BAcc is the balanced accuracy of reading the site from the embedding, with chance under it. "
+        "Lower is better in every column of numbers. Brackets: 95 % interval by bootstrap over people. “mean” is the "
+        "error of answering everyone with the mean age of the people fitted on. Site BAcc is the balanced accuracy of "
+        "reading the site from the embedding, on the internal test, with chance under it. n counts people."
     )
-    if seeds > 1:
-        note += "Several seeds: mean and sd over the networks, the ends of their intervals averaged."
+    if any(row["seeds"] > 1 for row in data):
+        note += " Several seeds: the mean over the networks; the intervals do not contain the sd over seeds."
+    rows = pd.DataFrame(shown)
     return Table(
         "headline", "Age and site read from the frozen embedding", pd.DataFrame(data),
-        rows if several else rows.drop(columns="Cohort"), note, text_columns=1 + several,
-        strong=tuple(i for i, (_, model) in enumerate(pairs) if model == run.model),
+        rows if len(cohorts) > 1 else rows.drop(columns="Cohort"), note, text_columns=1 + (len(cohorts) > 1),
+        strong=tuple(i for i, (_, model) in enumerate(every) if model == run.model),
     )  # fmt: skip
 
 
-def _headline_row(run: RunFolder, cohort: str, model: str) -> tuple[dict[str, object], dict[str, object]]:
-    name = model_name(model)
-    data: dict[str, object] = {"cohort": cohort, "model": model}
-    shown: dict[str, object] = {"Model": Cell(name), "Cohort": cohort}
-    seeds, people, ages = 1, [], []
+def _headline_row(run: RunFolder, cohort: str, model: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    data: dict[str, Any] = {"cohort": cohort, "model": model, "seeds": 1}
+    shown: dict[str, Any] = {"Model": Cell(model_name(model)), "Cohort": cohort}
+    people, ages = [], []
     for split, word in zip(TESTS, ("internal", "external"), strict=True):
-        mae, guess = estimate(run, cohort, model, split, *MAE), mean_predictor(run, cohort, model, split)
+        mae, guess = estimate(run, cohort, model, split, *MAE), mean_predictor(run, cohort, split)
         low, high = age_range(run, cohort, model, split)
-        seeds = max(seeds, mae.seeds)
-        data |= {f"mae_{word}": mae.estimate, f"mae_{word}_low": mae.low, f"mae_{word}_high": mae.high}
+        data |= {"seeds": max(data["seeds"], mae.seeds), **mae.columns(f"mae_{word}"), f"n_{word}": mae.n}
         data |= {f"mae_{word}_seed_sd": mae.seed_sd, f"mae_{word}_mean_predictor": guess.estimate}
-        data |= {f"n_{word}": mae.n, f"age_{word}_min": low, f"age_{word}_max": high}
-        lines = [mae.interval(2), f"seed sd {mae.seed_sd:.2f}" if mae.seeds > 1 else ""]
-        lines.append(f"mean {guess.estimate:.2f}" if guess else "")
-        shown[f"MAE {word} (years)"] = Cell(f"{mae.estimate:.2f}", tuple(filter(None, lines))) if mae else Cell("–")
+        data |= {f"age_{word}_min": low, f"age_{word}_max": high}
+        sd = f"seed sd {mae.seed_sd:.2f}" if np.isfinite(mae.seed_sd) else ""
+        beside = f"mean {guess.estimate:.2f}" if guess and model != MEAN_PREDICTOR else ""
+        shown[f"MAE {word} (years)"] = mae.cell(2, sd, beside)
         people.append(str(mae.n) if mae else "–")
         ages.append(f"{low:.0f}–{high:.0f}" if np.isfinite(low) else "–")
-    bacc = estimate(run, cohort, model, TESTS[0], *SITE_BACC)
-    chance = estimate(run, cohort, model, TESTS[0], *SITE_CHANCE)
-    score = estimate(run, cohort, model, TESTS[1], *L_C)
-    data |= {"site_bacc": bacc.estimate, "site_bacc_low": bacc.low, "site_bacc_high": bacc.high}
-    data |= {"site_chance": chance.estimate, "l_c": score.estimate, "l_c_low": score.low, "l_c_high": score.high}
-    data["seeds"] = seeds
-    small = tuple(filter(None, [bacc.interval(1, 100), f"chance {100 * chance.estimate:.1f}" if chance else ""]))
-    shown["Site BAcc (%)"] = Cell(f"{100 * bacc.estimate:.1f}", small) if bacc else Cell("–")
-    shown["L_c"] = Cell(f"{score.estimate:.2f}", tuple(filter(None, [score.interval(2)]))) if score else Cell("–")
-    shown["n int / ext"] = " / ".join(people)
-    shown["Ages int / ext"] = " / ".join(ages)
-    shown["Model"] = Cell(name, (f"{seeds} seeds",) if seeds > 1 else ())
+    bacc, chance = (estimate(run, cohort, name, TESTS[0], *SITE_BACC) for name in (model, CHANCE))
+    score = estimate(run, cohort, model, BOTH_TESTS, *CHALLENGE)
+    data |= {**bacc.columns("site_bacc"), "site_chance": chance.estimate, **score.columns("l_c")}
+    shown["Site BAcc (%)"] = bacc.cell(1, f"chance {100 * chance.estimate:.1f}" if chance else "", scale=100)
+    shown["L_c"] = score.cell(2)
+    shown["n int / ext"], shown["Ages int / ext"] = " / ".join(people), " / ".join(ages)
+    if data["seeds"] > 1:
+        shown["Model"] = Cell(model_name(model), (f"{data['seeds']} seeds",))
     return data, shown
+
+
+def differences(run: RunFolder) -> Table | None:
+    """Pairs of models scored on the same people; None where no pair was compared."""
+    rows = _rows(run, "age", "mae_difference_years")
+    if rows.empty:
+        return None
+    pairs = [" minus ".join(model_name(model_and_seed(m)[0]) for m in name.split(" - ")) for name in rows["run"]]
+    shown = pd.DataFrame({
+        "Models": pairs, "Split": rows["split"].map(_split_name),
+        "MAE difference (years)": rows["estimate"].map(lambda value: f"{value:+.2f}"),
+        "95 % interval": [Estimate(*row).interval(2) for row in rows[["estimate", "low", "high"]].itertuples(index=False)],
+        "n": rows["n"].map(str),
+    })  # fmt: skip
+    note = "Below 0: the first model errs less. An interval that holds 0 leaves open which one is better."
+    data = rows[RESULT_COLUMNS]
+    return Table("differences", "Differences between models, on the same people", data, shown, note, text_columns=2)
 
 
 def age_range(run: RunFolder, cohort: str, model: str, split: str) -> tuple[float, float]:
@@ -203,8 +227,8 @@ def age_range(run: RunFolder, cohort: str, model: str, split: str) -> tuple[floa
         return np.nan, np.nan
     rows = run.predictions
     rows = rows[(rows["cohort"] == cohort) & (rows["split"] == split)]
-    named = rows["label"].str.replace(r"[-_]seed[-_]?\d+$", "", regex=True) == model
-    ages = rows.loc[named, "age_years"]
+    own = rows if model == MEAN_PREDICTOR else rows[[model_and_seed(label)[0] == model for label in rows["label"]]]
+    ages = own["age_years"]
     return (float(ages.min()), float(ages.max())) if len(ages) else (np.nan, np.nan)
 
 
