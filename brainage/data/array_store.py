@@ -26,7 +26,7 @@ class ArrayStore:
     """
 
     def __init__(self, path: Path, table: pd.DataFrame, dropped: pd.DataFrame, record: dict[str, Any]) -> None:
-        self.path = path
+        self.path = path.absolute()
         self.table = table
         self.dropped = dropped
         self.record = record  # contract.json

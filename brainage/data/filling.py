@@ -78,14 +78,13 @@ def allocate(layout: Layout) -> None:
     layout.path.touch()
     with open(layout.path, "r+b") as file:
         file.write(layout.header)
+        if not hasattr(os, "posix_fallocate"):
+            return
         try:
             os.posix_fallocate(file.fileno(), 0, layout.nbytes)
         except OSError as error:
-            if error.errno not in (
-                errno.EOPNOTSUPP,
-                errno.EINVAL,
-            ):  # some network file systems cannot; pwrite will tell
-                raise
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise  # not so where a network disk cannot claim space: there, writing a row will tell
 
 
 def fill(
@@ -99,7 +98,8 @@ def fill(
     """
     rows = _recall(layout, journal)
     todo = [index for index in range(layout.n) if index not in rows]
-    workers = min(workers or len(os.sched_getaffinity(0)), len(todo))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(workers or cores, len(todo))
     filled = _here(layout, read, locators, todo) if workers <= 1 else _pooled(layout, read, locators, todo, workers)
     with open(journal, "a", encoding="utf-8") as lines, closing(filled):
         if on_progress:
@@ -140,11 +140,13 @@ def _recall(layout: Layout, journal: Path) -> dict[int, Row]:
     os.truncate(journal, len(whole))
     rows = {}
     with open(layout.path, "rb") as file:
-        for line in whole.decode().splitlines():
-            index, digest, damage = line.split("\t")
-            row = Row(int(index), digest, damage)
-            data = b"" if damage else os.pread(file.fileno(), layout.row_bytes, layout.offset(row.place))
-            if damage or digest_of(data) == digest:
+        for line in whole.decode(errors="replace").splitlines():
+            place, *rest = line.split("\t")
+            if not place.isdigit() or len(rest) != 2:
+                continue  # a power cut leaves blocks of zeros
+            row = Row(int(place), *rest)
+            data = b"" if row.damage else os.pread(file.fileno(), layout.row_bytes, layout.offset(row.place))
+            if row.damage or digest_of(data) == row.digest:
                 rows[row.place] = row
     return rows
 

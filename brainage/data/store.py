@@ -212,6 +212,8 @@ def _reuse(order: _Order, *, refresh: bool) -> ArrayStore | None:
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     """What distinguishes two identities, in words; empty when they are of the same store."""
+    if found["schema"] != SCHEMA:
+        return f"schema {found['schema']}, expected {SCHEMA}: begun by another brainage"
     expected, present = (InputContract.from_dict(identity["contract"]) for identity in (wanted, found))
     phrases = expected.differences(present)
     if found["scans"] != wanted["scans"]:
@@ -238,7 +240,7 @@ def _need(layout: Layout) -> str:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Hold `<out>.lock`; the kernel releases it with the process, so a lock is never stale."""
+    """Hold `<out>.lock`; the kernel releases it with the process, so that the file may stay and is never stale."""
     path = out.with_name(out.name + ".lock")
     with open(path, "a+", encoding="utf-8") as file:
         try:

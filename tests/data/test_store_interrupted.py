@@ -30,7 +30,7 @@ def test_a_build_killed_with_9_is_resumed_to_the_same_bytes(tmp_path, extra):
     assert killed.wait(60) == -signal.SIGKILL
     assert not (tmp_path / "store").exists()
     journal = tmp_path / "store.building" / "journal.tsv"
-    journal.write_bytes(journal.read_bytes() + b"7\t12ab")  # a torn last line as well
+    journal.write_bytes(journal.read_bytes() + b"\0\0\n7\t12ab")  # and torn lines
     cohort = Cohort(tmp_path)
     assert cohort.reads() == ["100", "99", "98", "97", "96", "95", "94"]
     assert contents(build(tmp_path, **extra).path) == expected
