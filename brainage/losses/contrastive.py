@@ -227,7 +227,9 @@ def _pairs(z: Tensor, age_years: Tensor, subject: Tensor | None, same_subject: s
     positive = same_subject == "positive"
     # ages keep their own precision until they are subtracted: float32 distances of float64 ages lose nothing
     age_years_M = age_years.to(torch.promote_types(age_years.dtype, torch.float32)).repeat_interleave(V)
-    with torch.autocast(z.device.type, enabled=False):  # else the product, and 1 / tau times its error, would be bf16
+    # autocast would make this product bf16, and 1 / tau magnifies its error; on a GPU so does
+    # set_float32_matmul_precision("high"), which nothing here can undo (TF32 convolutions have a switch of their own)
+    with torch.autocast(z.device.type, enabled=False):
         cosine_MM = z_MD @ z_MD.T
     return Pairs(
         cosine=cosine_MM,

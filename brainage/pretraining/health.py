@@ -144,8 +144,9 @@ class HealthWatch:
     - nan: the loss or the embedding is not finite. Stops at once.
     - collapsed: the loss is within `collapse_margin` (a share) of its value on a constant embedding, or the effective
       rank is below `min_effective_rank`. Every softmax loss may start there, hence the patience.
-    - stalled: the loss stays within 1e-6 of itself. Batches differ, so that a network that answers to its input cannot
-      hold a loss that still; a slow one can (this does not watch the clock).
+    - stalled: the loss stays within 1e-6 of itself. Batches differ, so that a network that answers to its input moves
+      more than that, however slowly it learns; one batch trained on for ever (overfit_batches=1) may end so. This does
+      not watch the clock.
 
     With `supervised`, the effective rank is not judged: age alone is one direction. `config.stop = false` only warns.
     """
@@ -168,6 +169,7 @@ class HealthWatch:
         uniformity: float | None = None,
     ) -> HealthLine:
         """Count this look and say what it shows. Raises TrainingStopped once enough looks in a row agree."""
+        loss = float(loss)  # it goes into the checkpoint, where a tensor or numpy scalar must not
         verdict, looks, reason = self._judge(loss, collapse_value, effective_rank)
         patience = 1 if verdict == "nan" else max(1, self.config.patience)
         line = HealthLine(step, loss, collapse_value, effective_rank, alignment, uniformity, verdict, looks, patience)

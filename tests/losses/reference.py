@@ -128,6 +128,7 @@ BATCHES = [
         for same in ("exclude", "positive")
         for views in (1, 2)
     ),
+    Batch("one person", [60.0, 61.0, 66.0], 1, [5, 5, 5], {"same_subject": "exclude"}),
     Batch("one person", [60.0, 61.0, 66.0], 2, [5, 5, 5], {"same_subject": "exclude"}),
     Batch("one person", [60.0, 61.0, 66.0], 2, [5, 5, 5], {"same_subject": "positive"}),
 ]

@@ -230,8 +230,11 @@ def test_without_stop_a_sick_run_is_only_warned_about(caplog: pytest.LogCaptureF
     assert "not finite" in caplog.records[-1].message
 
 
-def test_a_watch_from_a_checkpoint_decides_like_one_that_never_stopped() -> None:
-    looks = [(3.9 + 0.02 * (step % 11), 12.0) for step in range(40)] + [(4.01 + 1e-4 * step, 9.0) for step in range(9)]
+@pytest.mark.parametrize(
+    ("ending_loss", "verdict"), [([4.01 + 1e-4 * i for i in range(9)], "collapsed for 8"), ([3.0] * 9, "moved for 8")]
+)
+def test_a_watch_from_a_checkpoint_decides_like_one_that_never_stopped(ending_loss: list[float], verdict: str) -> None:
+    looks = [(3.9 + 0.02 * (step % 11), 12.0) for step in range(40)] + [(loss, 9.0) for loss in ending_loss]
 
     def run(watch: HealthWatch, start: int) -> tuple[list[str], str]:
         lines = []
@@ -245,11 +248,11 @@ def test_a_watch_from_a_checkpoint_decides_like_one_that_never_stopped() -> None
 
     config = HealthConfig(patience=8)
     whole, ending = run(HealthWatch(config), 0)
-    assert "collapsed for 8 looks" in ending
+    assert f"{verdict} looks" in ending
     for cut in (1, 5, 20, 43):
         first = HealthWatch(config)
         for step in range(cut):
-            first.look(step, looks[step][0], collapse_value=4.0, effective_rank=looks[step][1])
+            first.look(step, np.float64(looks[step][0]), collapse_value=4.0, effective_rank=looks[step][1])
         file = io.BytesIO()
         torch.save(first.state_dict(), file)
         file.seek(0)
