@@ -1,0 +1,316 @@
+"""IXI as downloaded: images in odd axes, sheets in several spellings, thickness rows, and the real files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from brainage.errors import ConfigError, DataError
+from data_modules.ixi import IXI
+from tests.data_modules import small_ixi as small
+
+
+@pytest.fixture(scope="module")
+def brains(tmp_path_factory):
+    return small.write_sheet(small.write_images(tmp_path_factory.mktemp("ixi")))
+
+
+@pytest.fixture
+def thickness(tmp_path):
+    small.write_sheet(tmp_path)
+    small.thickness().to_csv(tmp_path / "aparc.csv", index=False)
+    return tmp_path
+
+
+# Images
+
+
+def test_the_official_layout_is_read(brains):
+    table, dropped = IXI(brains, "brain").table()
+    assert table["participant_id"].tolist() == ["IXI012", "IXI013", "IXI014", "IXI015"]
+    assert table["site"].tolist() == ["HH", "Guys", "IOP", "HH"]
+    assert table["age_years"].tolist() == list(small.AGES.values())
+    assert table["sex"].tolist() == ["M", "M", "F", "M"]
+    assert table["path"][0] == "IXI012-HH-1211-T1_brain.nii.gz"
+    assert dropped.empty
+    assert IXI(brains, "brain").official_split() is None
+
+
+def test_brains_stored_in_any_axes_come_out_alike(brains):
+    reader = IXI(brains, "brain", 6.0)
+    contract = reader.contract()
+    samples = [reader.read(path) for path in reader.table().table["path"]]
+    assert {sample.shape for sample in samples} == {contract.shape}
+    assert {sample.dtype for sample in samples} == {np.dtype(np.float32)}
+    for sample in samples[1:]:  # they differ by a slope along y of a few percent, not by an axis
+        assert np.corrcoef(sample.ravel(), samples[0].ravel())[0, 1] > 0.995
+
+
+def test_the_spacing_of_the_experiment_picks_the_grid(brains):
+    assert IXI(brains, "brain").contract().shape == (1, 91, 109, 91)
+    contract = IXI(brains, "brain", 4.0).contract()
+    assert contract.shape == (1, 46, 55, 46)
+    assert contract.space == "native_centred"
+    assert contract.spacing_mm == (4.0, 4.0, 4.0)
+    centre = contract.affine @ [*(np.array(contract.shape[1:]) - 1) / 2, 1]
+    np.testing.assert_allclose(centre[:3], 0)
+
+
+def test_brains_and_heads_are_two_contracts(tmp_path):
+    small.write_sheet(small.write_images(tmp_path, "_brain"))
+    small.write_images(tmp_path, "")
+    brain, head = IXI(tmp_path, "brain"), IXI(tmp_path, "head")
+    assert head.table().table["path"][0] == "IXI012-HH-1211-T1.nii.gz"
+    assert brain.contract().differences(head.contract()) == ["modality: expected 'brain', found 'head'"]
+
+
+def test_files_and_sheets_may_lie_one_folder_down(tmp_path):
+    small.write_images(tmp_path / "images")
+    small.write_sheet(tmp_path / "tables", name="sheet.tsv", sep="\t")
+    assert IXI(tmp_path, "brain").table().table["path"][0] == "images/IXI012-HH-1211-T1_brain.nii.gz"
+
+
+def test_masks_are_no_scans_and_unknown_endings_are_listed(tmp_path):
+    small.write_sheet(small.write_images(tmp_path))
+    first = tmp_path / "IXI012-HH-1211-T1_brain.nii.gz"
+    for ending in ("_brain_mask", "_odd"):
+        (tmp_path / f"IXI013-Guys-1212-T1{ending}.nii.gz").write_bytes(first.read_bytes())
+    table, dropped = IXI(tmp_path, "brain").table()
+    assert len(table) == 4
+    assert dropped["path"].tolist() == ["IXI013-Guys-1212-T1_odd.nii.gz"]
+    assert "neither head nor brain" in dropped["reason"].item()
+
+
+def test_a_second_image_of_a_person_is_listed(tmp_path):
+    small.write_sheet(small.write_images(tmp_path / "a"))
+    small.write_images(tmp_path / "b")
+    table, dropped = IXI(tmp_path, "brain").table()
+    assert table["path"].str.startswith("a/").all()
+    assert dropped["path"].str.startswith("b/").sum() == 4
+    assert dropped["reason"].str.contains("second brain of this person, after a/").all()
+
+
+def test_a_person_on_one_side_only_is_listed(tmp_path):
+    sheet = small.official_sheet()
+    sheet.loc[0, "IXI_ID"] = 99
+    small.write_sheet(small.write_images(tmp_path), sheet)
+    table, dropped = IXI(tmp_path, "brain").table()
+    assert len(table) == 3
+    assert dict(zip(dropped["participant_id"], dropped["reason"], strict=True)) == {
+        "IXI012": "no usable row in the demographic sheets",
+        "IXI099": "in the demographic sheet, but no brain found",
+    }
+
+
+# Sheets
+
+
+@pytest.mark.parametrize(
+    ("columns", "people", "sexes"),
+    [
+        (("IXI_ID", "SEX_ID", "AGE"), ["12", "13", "14", "15"], [1, 1, 2, 1]),
+        (("MRID", "Sex", "Age"), list(small.PEOPLE), ["M", "M", "F", "M"]),
+        (("participant_id", "gender", "age"), [f"sub-IXI0{n}" for n in small.AGES], ["male", "male", "Female", "m"]),
+    ],
+)
+def test_sheets_are_known_by_their_columns(tmp_path, columns, people, sexes):
+    person, sex, age = columns
+    sheet = pd.DataFrame({age: list(small.AGES.values()), sex: sexes, person: people})
+    table = IXI(small.write_sheet(small.write_images(tmp_path), sheet, sep=";"), "brain").table().table
+    assert table["sex"].tolist() == ["M", "M", "F", "M"]
+    assert table["age_years"].tolist() == list(small.AGES.values())
+
+
+def test_repeated_rows_are_listed_and_contradictions_drop_the_person(tmp_path):
+    sheet = small.official_sheet()
+    contradiction = sheet.iloc[[1]].assign(AGE=50.1)
+    small.write_sheet(small.write_images(tmp_path), pd.concat([sheet, sheet.iloc[[0]], contradiction]))
+    table, dropped = IXI(tmp_path, "brain").table()
+    assert table["participant_id"].tolist() == ["IXI012", "IXI014", "IXI015"]
+    reasons = dropped.groupby("participant_id")["reason"].agg("; ".join)
+    assert "IXI.csv: repeated row of IXI012, its first one is kept" in reasons["IXI012"]
+    assert "disagree: age 46.71 and 50.1" in reasons["IXI013"]
+
+
+def test_sheets_of_several_folders_are_joined(tmp_path):
+    small.write_images(tmp_path)
+    small.write_sheet(tmp_path / "a", small.official_sheet().iloc[:3])
+    scanners = pd.DataFrame({"scan": list(small.PEOPLE), "age": [38.8, 46.7, 34.2, 24.28], "scanner": "Philips 1.5T"})
+    small.write_sheet(tmp_path / "b", scanners)
+    table, dropped = IXI(tmp_path, "brain").table()
+    assert table["age_years"].tolist() == [38.78, 46.71, 34.24, 24.28]  # the first sheet's, which rounds less
+    assert table["field_tesla"].tolist() == [1.5] * 4
+    assert dropped.empty
+
+
+def test_other_tables_in_the_folder_are_left_alone(tmp_path):
+    small.write_sheet(small.write_images(tmp_path))
+    pd.DataFrame({"participant_id": ["sub-01"], "age": [70]}).to_csv(tmp_path / "participants.tsv", sep="\t")
+    (tmp_path / "notes.csv").write_bytes(b"\xff\xfe\x00 no table")
+    assert len(IXI(tmp_path, "brain").table().table) == 4
+
+
+@pytest.mark.parametrize("age", [np.nan, -4, 999])
+def test_an_impossible_age_is_dropped_with_its_reason(tmp_path, age):
+    sheet = small.official_sheet()
+    sheet.loc[2, "AGE"] = age
+    table, dropped = IXI(small.write_sheet(small.write_images(tmp_path), sheet), "brain").table()
+    assert len(table) == 3
+    assert dropped["participant_id"].tolist() == ["IXI014"]
+    assert "age_years" in dropped["reason"].item()
+
+
+def test_a_sheet_without_ages_is_named(tmp_path):
+    small.write_sheet(small.write_images(tmp_path), small.official_sheet().drop(columns="AGE"))
+    with pytest.raises(DataError, match=r"no IXI demographic sheet .*no age column in IXI.csv"):
+        IXI(tmp_path, "brain").table()
+
+
+# Thickness
+
+
+def test_thickness_rows_follow_the_names_not_the_order_of_columns(thickness):
+    reader = IXI(thickness, "thickness")
+    contract = reader.contract()
+    assert contract.features == tuple(name.removesuffix("_thickness") for name in sorted(small.REGIONS))
+    table = reader.table().table
+    sheet = small.thickness()
+    for row, path in enumerate(table["path"]):
+        assert path == f"aparc.csv#{row}"
+        expected = sheet.loc[row, sorted(small.REGIONS)].to_numpy(np.float32)
+        np.testing.assert_array_equal(reader.read(path), expected)
+
+
+def test_the_hospital_comes_from_file_names_when_no_sheet_has_it(thickness):
+    assert IXI(thickness, "thickness").table().table["site"].isna().all()
+    for scan in small.PEOPLE:
+        (thickness / f"{scan}-T1.nii.gz").touch()
+    assert IXI(thickness, "thickness").table().table["site"].tolist() == ["HH", "Guys", "IOP", "HH"]
+
+
+def test_a_sample_is_a_copy(thickness):
+    reader = IXI(thickness, "thickness")
+    reader.read("aparc.csv#0")[:] = 0
+    assert reader.read("aparc.csv#0").min() > 1
+
+
+def test_a_changed_table_is_read_anew(thickness):
+    before = IXI(thickness, "thickness").read("aparc.csv#0")
+    changed = small.thickness()
+    changed[small.REGIONS] += 1
+    changed.to_csv(thickness / "aparc.csv", index=False)
+    os.utime(thickness / "aparc.csv", (1, 1))
+    np.testing.assert_allclose(IXI(thickness, "thickness").read("aparc.csv#0"), before + 1, rtol=1e-6)
+
+
+def test_a_missing_value_names_the_region(thickness):
+    sheet = small.thickness()
+    sheet.loc[1, "rh_region07_thickness"] = np.nan
+    sheet.to_csv(thickness / "aparc.csv", index=False)
+    with pytest.raises(DataError, match=r"aparc.csv: row 2: thickness of rh_region07 is missing"):
+        IXI(thickness, "thickness").read("aparc.csv#1")
+
+
+def test_a_table_with_a_missing_region_is_refused(thickness):
+    small.thickness().drop(columns="lh_region00_thickness").to_csv(thickness / "aparc.csv", index=False)
+    with pytest.raises(DataError, match=r"expected one table with 68 columns.*found none"):
+        IXI(thickness, "thickness").table()
+
+
+def test_thickness_of_a_person_twice_or_of_nobody_is_listed(thickness):
+    sheet = small.thickness()
+    sheet = pd.concat([sheet, sheet.iloc[[0]], sheet.iloc[[1]].assign(participant_id="average")])
+    sheet.to_csv(thickness / "aparc.csv", index=False)
+    table, dropped = IXI(thickness, "thickness").table()
+    assert len(table) == 4
+    assert dict(zip(dropped["path"], dropped["reason"], strict=True)) == {
+        "aparc.csv#4": "second row of this person, the first one is kept",
+        "aparc.csv#5": "row without an IXI number",
+    }
+
+
+# Bad input
+
+
+def test_missing_images_name_what_was_expected(tmp_path):
+    small.write_sheet(tmp_path)
+    with pytest.raises(DataError, match=r"no brain image .*IXI012-HH-1211-T1_brain.nii.gz"):
+        IXI(tmp_path, "brain").table()
+
+
+def test_a_missing_folder_and_an_unknown_modality_are_named(tmp_path):
+    with pytest.raises(DataError, match="not found"):
+        IXI(tmp_path / "gone", "brain")
+    with pytest.raises(ConfigError, match="did you mean 'brain'"):
+        IXI(tmp_path, "brains")
+
+
+def test_a_truncated_image_is_named(tmp_path):
+    small.write_sheet(small.write_images(tmp_path))
+    file = tmp_path / "IXI012-HH-1211-T1_brain.nii.gz"
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(DataError, match=r"IXI012-HH-1211-T1_brain.nii.gz: damaged"):
+        IXI(tmp_path, "brain").read(file.name)
+
+
+def test_an_empty_image_is_named(tmp_path, monkeypatch):
+    small.write_sheet(small.write_images(tmp_path))
+    import nibabel as nib
+
+    image = nib.Nifti1Image(np.zeros((9, 9, 9), np.float32), np.eye(4))
+    image.set_sform(np.eye(4), code="scanner")
+    nib.save(image, tmp_path / "IXI012-HH-1211-T1_brain.nii.gz")
+    with pytest.raises(DataError, match=r"IXI012-HH-1211-T1_brain.nii.gz: .*positive voxels"):
+        IXI(tmp_path, "brain").read("IXI012-HH-1211-T1_brain.nii.gz")
+
+
+# The real files
+
+real = pytest.mark.skipif("BRAINAGE_REAL_DATA" not in os.environ, reason="BRAINAGE_REAL_DATA is not set")
+
+
+def real_root() -> Path:
+    return Path(os.environ["BRAINAGE_REAL_DATA"])
+
+
+@pytest.mark.real_data
+@real
+def test_real_thickness_joins_558_people():
+    for root in (real_root(), real_root() / "ixi_tables"):
+        table, dropped = IXI(root, "thickness").table()
+        assert table["site"].value_counts().to_dict() == {"Guys": 311, "HH": 180, "IOP": 67}
+        assert (table["age_years"].min() > 19, table["age_years"].max() < 87) == (True, True)
+        assert dropped["path"].notna().sum() == 576 - 558
+    sheet = pd.read_csv(real_root() / "ixi_tables" / "pcn_IXI_aparc_thickness.csv")
+    reader = IXI(real_root() / "ixi_tables", "thickness")
+    chosen = table[table["participant_id"] == "IXI148"].iloc[0]
+    row = sheet[sheet["participant_id"] == "sub-IXI148"].iloc[0]
+    features = dict(zip(reader.contract().features, reader.read(chosen["path"]), strict=True))
+    assert len(features) == 68
+    for name in ("lh_bankssts", "rh_insula"):
+        assert features[name] == np.float32(row[f"{name}_thickness"])
+
+
+@pytest.mark.real_data
+@real
+def test_real_images_of_both_folders_are_found():
+    brain, head = (IXI(real_root(), modality).table().table for modality in ("brain", "head"))
+    assert brain["site"].value_counts().to_dict() == {"Guys": 3, "HH": 2, "IOP": 1}
+    assert len(head) == 12
+    assert "IXI013" in set(brain["participant_id"]) & set(head["participant_id"])  # one person, two modalities
+
+
+@pytest.mark.real_data
+@real
+def test_real_1_mm_and_2_mm_heads_of_unlike_axes_look_alike():
+    reader = IXI(real_root(), "head", 4.0)
+    table = reader.table().table
+    chosen = [table.loc[table["path"].str.contains(name), "path"].iloc[0] for name in ("IXI148.*_head", "IXI013.*_ds")]
+    fine, coarse = (reader.read(path)[0] for path in chosen)
+    assert np.corrcoef(fine.ravel(), coarse.ravel())[0, 1] > 0.7
+    for axis in (1, 2):
+        assert np.corrcoef(fine.ravel(), np.flip(coarse, axis).ravel())[0, 1] < 0.7
