@@ -17,12 +17,24 @@ from brainage.config import EvaluateConfig
 from brainage.data.splits import refuse_leakage
 from brainage.data.table import SPLITS, scan_keys
 from brainage.downstream.features import Features, join
-from brainage.downstream.predictions import Predicted, by_seed, predictions_frame, stream
+from brainage.downstream.predictions import PREDICTION_COLUMNS, Predicted, by_seed, predictions_frame, stream
 from brainage.downstream.probes import SCORED, RidgeProbe, fitted_and_scored, people
 from brainage.downstream.results import missing_row, result_row, results_frame
 from brainage.errors import DataError, LeakageError
 from brainage.statistics.bootstrap import Interval, bootstrap, seed_mean
 from brainage.statistics.metrics import AGE_METRICS, bias_years, mae_years
+
+__all__ = [
+    "MEAN_PREDICTOR",
+    "PREDICTION_COLUMNS",
+    "AgeEvaluation",
+    "evaluate_age",
+    "mean_age",
+    "paired_mae_difference",
+    "pool_seeds",
+    "predictions_frame",
+    "score_predictions",
+]
 
 MEAN_PREDICTOR = "mean_predictor"
 

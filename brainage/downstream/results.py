@@ -57,13 +57,15 @@ def part_of(note: str) -> tuple[str, str]:
 
 
 def combine(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Several result frames as one; rows that are equal in every column (a shared baseline) are kept once.
+    """Several result frames as one; rows that are equal in every column (a shared baseline, numbers to nine decimals)
+    are kept once.
 
     Raises DataError on two rows of one run, split, task, metric and part that differ.
     """
     rows = [row for frame in frames for row in frame[RESULT_COLUMNS].to_dict("records")]
-    whole = pd.DataFrame(rows, columns=RESULT_COLUMNS).drop_duplicates(ignore_index=True)
-    return results_frame(whole.to_dict("records"))
+    whole = pd.DataFrame(rows, columns=RESULT_COLUMNS)
+    repeated = whole.round(dict.fromkeys(_NUMBERS, 9)).duplicated()  # parallel sums may differ in the last digits
+    return results_frame(whole[~repeated].to_dict("records"))
 
 
 def validate_results(frame: pd.DataFrame, source: str) -> None:

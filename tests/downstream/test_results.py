@@ -55,7 +55,8 @@ def test_a_row_about_both_tests_names_both():
 
 def test_equal_rows_are_kept_once_and_contradicting_ones_refused():
     shared, other = row(run="mean_predictor"), row(run="l1")
-    whole = combine([results_frame([shared, row()]), results_frame([shared, other])])
+    again = row(run="mean_predictor", estimate=shared["estimate"] + 1e-13)
+    whole = combine([results_frame([shared, row()]), results_frame([again, other])])
     assert whole["run"].tolist() == ["mean_predictor", "exp", "l1"]
     with pytest.raises(DataError, match="two different rows of exp/openbhb/test_external/age/mae_years"):
         combine([results_frame([row()]), results_frame([row(estimate=3.0)])])
