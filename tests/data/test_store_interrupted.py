@@ -201,3 +201,14 @@ def test_progress_counts_every_scan_and_what_was_done_before(tmp_path):
         on_progress=lambda done, total: seen.append((done, total)),
     )
     assert seen == [(done, 12) for done in range(3, 13)]
+
+
+def test_a_torn_journal_line_costs_one_row_once(tmp_path):
+    with pytest.raises(MemoryError):
+        build(tmp_path, p98="memory")
+    with open(tmp_path / "store.building" / "journal.tsv", "a") as journal:
+        journal.write("2\t12ab")
+    with pytest.raises(MemoryError):
+        build(tmp_path, p96="memory")
+    build(tmp_path)
+    assert Cohort(tmp_path).reads() == [*("100", "99", "98"), *("98", "97", "96"), *map(str, range(96, 88, -1))]
