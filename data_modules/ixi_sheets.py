@@ -93,32 +93,28 @@ def _thickness_values(file: str, modified_ns: int) -> tuple[tuple[str, ...], np.
 
 
 def _one_row_a_person(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    unknown = rows["participant_id"].isna()
-    left_out = [("", f"{row.file}: {row.written!r} is no IXI number") for row in rows[unknown].itertuples()]
-    people = []
-    for person, group in rows[~unknown].groupby("participant_id", sort=True):
-        contradiction = _contradiction(group)
-        if contradiction:
-            left_out.append((person, f"rows of the demographic sheet disagree: {contradiction}"))
-            continue
-        again = group[group.duplicated("file")]
-        left_out += [
-            (person, f"{row.file}: repeated row of {person}, its first one is kept") for row in again.itertuples()
-        ]
-        people.append(group.bfill().iloc[0])
-    return pd.DataFrame(people, columns=rows.columns), pd.DataFrame(left_out, columns=["participant_id", "reason"])
+    unknown = rows[rows["participant_id"].isna()]
+    left_out = [("", f"{row.file}: {row.written!r} is no IXI number") for row in unknown.itertuples()]
+    known = rows[rows["participant_id"].notna()]
+    people = known.assign(number=pd.to_numeric(known["age"], errors="coerce")).groupby("participant_id")
+    differs = people["number"].max() - people["number"].min() > SAME_AGE_YEARS
+    differs |= (people[["sex", "hospital"]].nunique() > 1).any(axis=1)
+    disputed = known["participant_id"].map(differs).astype(bool)
+    for person, group in known[disputed].groupby("participant_id"):
+        left_out.append((str(person), f"rows of the demographic sheet disagree: {_contradiction(group)}"))
+    kept = known[~disputed]
+    for row in kept[kept.duplicated(["file", "participant_id"])].itertuples():
+        left_out.append(
+            (row.participant_id, f"{row.file}: repeated row of {row.participant_id}, its first one is kept")
+        )
+    first = kept.groupby("participant_id", as_index=False).first()  # of each column, the first value that is there
+    return first, pd.DataFrame(left_out, columns=["participant_id", "reason"])
 
 
 def _contradiction(group: pd.DataFrame) -> str:
-    """What the rows of one person disagree on, in words; empty when they agree."""
-    ages = pd.to_numeric(group["age"], errors="coerce")
-    if ages.max() - ages.min() > SAME_AGE_YEARS:
-        return f"age {' and '.join(group['age'].dropna().unique())}"
-    for name in ("sex", "hospital"):
-        values = group[name].dropna().unique()
-        if len(values) > 1:
-            return f"{name} {' and '.join(values)}"
-    return ""
+    """What the rows of one person disagree on, in words."""
+    values = {name: group[name].dropna().unique() for name in ("age", "sex", "hospital")}
+    return "; ".join(f"{name} {' and '.join(found)}" for name, found in values.items() if len(found) > 1)
 
 
 def _read_sheet(file: Path, columns: dict[str, str]) -> pd.DataFrame:

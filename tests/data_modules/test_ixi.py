@@ -311,6 +311,5 @@ def test_real_1_mm_and_2_mm_heads_of_unlike_axes_look_alike():
     table = reader.table().table
     chosen = [table.loc[table["path"].str.contains(name), "path"].iloc[0] for name in ("IXI148.*_head", "IXI013.*_ds")]
     fine, coarse = (reader.read(path)[0] for path in chosen)
-    assert np.corrcoef(fine.ravel(), coarse.ravel())[0, 1] > 0.7
-    for axis in (1, 2):
-        assert np.corrcoef(fine.ravel(), np.flip(coarse, axis).ravel())[0, 1] < 0.7
+    scores = {flips: np.corrcoef(fine.ravel(), np.flip(coarse, flips).ravel())[0, 1] for flips in ((), 1, 2, (1, 2))}
+    assert max(scores, key=scores.get) == (), scores
