@@ -7,8 +7,8 @@ import pandas as pd
 
 from brainage.data.table import person_keys
 from brainage.reporting import figures
-from brainage.reporting.figures import SPLIT_NAMES
 from brainage.reporting.page import Block, Drawn, Page
+from brainage.reporting.style import SPLIT_COLOURS, SPLIT_NAMES
 from brainage.reporting.tables import FEWEST_PEOPLE, TESTS, Estimate, Table, model_name, parts
 from brainage.statistics.bootstrap import bootstrap
 
@@ -105,7 +105,7 @@ def _site_figure(page: Page, rows: pd.DataFrame) -> Drawn:
     )
     figure = figures.dots_with_intervals(
         shown, xlabel="MAE (years)", title=f"Error by site (people), {SPLIT_NAMES[split]}",
-        colours=[figures.SPLIT_COLOURS[split]] * len(shown),
+        colours=[SPLIT_COLOURS[split]] * len(shown),
     )  # fmt: skip
     caption = (
         f"The {len(shown)} largest of {len(rows)} sites; all in tables/error_by_site.csv."

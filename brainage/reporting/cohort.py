@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from brainage.data.table import PERSON, SPLITS
-from brainage.reporting.figures import SPLIT_NAMES
+from brainage.reporting.style import SPLIT_NAMES
 from brainage.reporting.tables import FEWEST_PEOPLE, Table
 
 

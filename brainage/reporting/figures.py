@@ -1,70 +1,21 @@
 """Figures of the report: one panel each, so that a page can set them side by side or one under the other.
 
-Every function gives a matplotlib Figure and knows nothing of run folders. Colours are Okabe and Ito's, told apart by
-people with any colour vision; letters are drawn as outlines, so that a figure looks the same on every machine.
+Every function gives a matplotlib Figure in the one style of brainage.reporting.style and knows nothing of run folders.
 """
 
 from __future__ import annotations
 
-import base64
-import functools
-import io
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Mapping
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-ACCENT = "#0072B2"
-INK, MUTED, GRID = "#1f2933", "#66727f", "#e3e7eb"
-PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D1F", "#5D3A9B"]
-SPLIT_COLOURS = {"train": "#8a949e", "val": "#E69F00", "test_internal": "#0072B2", "test_external": "#D55E00"}
-SPLIT_NAMES = {"train": "train", "val": "val", "test_internal": "internal test", "test_external": "external test"}
+from brainage.reporting.style import HEIGHT, MUTED, PALETTE, SPLIT_COLOURS, SPLIT_NAMES, WIDTH, names, plain, styled
+
 MOST_SITES_NAMED = 8
-STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans", "font.size": 9, "mathtext.fontset": "dejavusans",
-    "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 8,
-    "axes.labelsize": 9, "axes.labelcolor": INK, "axes.edgecolor": MUTED, "axes.linewidth": 0.8,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-    "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7, "text.color": INK,
-    "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-    "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "legend.fontsize": 8.5, "legend.frameon": False,
-    "lines.linewidth": 1.6, "lines.solid_capstyle": "round", "figure.facecolor": "white", "savefig.facecolor": "white",
-    "svg.fonttype": "path", "svg.hashsalt": "brainage", "image.cmap": "viridis",
-}  # fmt: skip
-WIDTH, HEIGHT = 4.4, 3.5  # inches; one column of the page
-RASTER_DPI = 200
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def styled(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a drawing function in the one style of all figures."""
-
-    @functools.wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        style: Any = {**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}
-        with matplotlib.rc_context(style):
-            return function(*args, **kwargs)
-
-    return wrapped
-
-
-@styled
-def save_figure(figure: Figure, stem: Path) -> str:
-    """Write `stem`.svg and `stem`.png; gives the SVG as a data URI. Equal figures give equal bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", dpi=RASTER_DPI, metadata={"Date": None, "Creator": None})
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    stem.with_name(stem.name + ".svg").write_bytes(buffer.getvalue())
-    figure.set_layout_engine("none")  # keeps the places found for the SVG
-    figure.savefig(stem.with_name(stem.name + ".png"), dpi=160, metadata={"Software": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def thin(n: int, most: int, seed: int = 0) -> np.ndarray:
@@ -74,15 +25,6 @@ def thin(n: int, most: int, seed: int = 0) -> np.ndarray:
     ([0, 1, 2], 2000)
     """
     return np.arange(n) if n <= most else np.sort(np.random.default_rng(seed).choice(n, most, replace=False))
-
-
-def names(text: str) -> str:
-    """Mathematical names as matplotlib sets them.
-
-    >>> names("L^exp")
-    '$L^{exp}$'
-    """
-    return text.replace("L^exp", "$L^{exp}$").replace("L_c", "$L_c$").replace("R^2", "$R^2$")
 
 
 @styled
@@ -200,10 +142,12 @@ def map_by_site(points: np.ndarray, site: pd.Series, *, labels: tuple[str, str],
         kept = (site == name).to_numpy()
         marker = "o^sD"[number // 4 + 2 * (number % 2)]
         axes.scatter(
-            points[kept, 0], points[kept, 1], s=size, color=PALETTE[number], marker=marker, alpha=0.8, linewidths=0,
-            label=f"{_plain(name)} ({kept.sum()})", rasterized=True,
+            points[kept, 0], points[kept, 1], s=1.4 * size, color=PALETTE[number], marker=marker, alpha=0.8,
+            linewidths=0, label=f"{plain(name)} ({kept.sum()})", rasterized=True,
         )  # fmt: skip
-    figure.legend(loc="outside lower center", ncols=2 if len(named) > 3 else max(len(named), 1), markerscale=1.3)
+    legend = figure.legend(loc="outside lower center", ncols=2 if len(named) > 3 else max(len(named), 1))
+    for handle in legend.legend_handles:
+        handle.set_sizes([24])  # type: ignore[union-attr]
     return figure
 
 
@@ -254,7 +198,7 @@ def band_start(bands: pd.Series) -> pd.Series:
 
 def with_count(names: pd.Series, counts: pd.Series) -> list[str]:
     """Names of sites with their counts in parentheses, long ones shortened."""
-    return [f"{_plain(name)} ({count})" for name, count in zip(names, counts, strict=True)]
+    return [f"{plain(name)} ({count})" for name, count in zip(names, counts, strict=True)]
 
 
 def _title_and_legend(axes: Axes, title: str, entries: int) -> None:
@@ -296,8 +240,3 @@ def _binned(points: pd.DataFrame, most: int = 160) -> pd.DataFrame:
     return pd.DataFrame(
         {"step": grouped["step"].mean(), "value": value.mean(), "low": value.min(), "high": value.max()}
     )
-
-
-def _plain(name: str, most: int = 16) -> str:
-    """A name from the cohort, short and without what matplotlib would read as mathematics."""
-    return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")

@@ -11,8 +11,8 @@ import numpy as np
 
 from brainage.data.table import PERSON
 from brainage.losses.names import CONTRASTIVE_NAMES
-from brainage.reporting.figures import SPLIT_NAMES
 from brainage.reporting.run_folder import RunFolder
+from brainage.reporting.style import SPLIT_NAMES
 from brainage.reporting.tables import MAE, SITE_BACC, TESTS, Estimate, estimate, mean_predictor, model_name, models
 
 SMALL_TEST = 30  # people

@@ -175,11 +175,11 @@ def _evaluation(experiment: Experiment) -> str:
     evaluate = experiment.evaluate
     features = "encoder's features" if evaluate.features == "trunk" else "projection head's output"
     return (
-        f"The network was frozen and its {features} embedded every scan. Age was read out by ridge regression "
-        f"(penalty chosen by five-fold cross-validation grouped by person) fitted on {' and '.join(evaluate.fit_splits)}, "
-        "without standardisation; the site by multinomial logistic regression, scored on the internal test only. "
-        f"Intervals are percentiles of {evaluate.bootstrap} bootstrap resamples of people. The protocol follows the OpenBHB "
-        "challenge (Dufumier et al. 2022)."
+        f"The network was frozen and its {features} embedded every scan. Age was read out by ridge regression (penalty "
+        "chosen by five-fold cross-validation grouped by person), without standardisation; the site by multinomial "
+        f"logistic regression, scored on the internal test only. Both were fitted on "
+        f"{' and '.join(evaluate.fit_splits)}. Intervals are percentiles of {evaluate.bootstrap} bootstrap resamples of people. The protocol follows the "
+        "OpenBHB challenge (Dufumier et al. 2022)."
     )
 
 

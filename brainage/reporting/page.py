@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from brainage.reporting.figures import save_figure
 from brainage.reporting.run_folder import RunFolder
+from brainage.reporting.style import save_figure
 from brainage.reporting.tables import Table, write_table
 
 

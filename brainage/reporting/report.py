@@ -11,11 +11,11 @@ from markupsafe import Markup, escape
 
 from brainage import __version__
 from brainage.data.table import SPLITS, write_atomically
-from brainage.reporting.figures import SPLIT_NAMES
 from brainage.reporting.findings import findings
 from brainage.reporting.methods import encoder_name
 from brainage.reporting.run_folder import RunFolder, read_run
 from brainage.reporting.sections import SECTIONS, Page
+from brainage.reporting.style import SPLIT_NAMES
 from brainage.reporting.tables import (
     BOTH_TESTS,
     CHALLENGE,
@@ -58,7 +58,7 @@ def prose(text: Any) -> Markup:
     safe = str(escape(str(text)))
     for plain, markup in MATHEMATICS.items():
         safe = safe.replace(plain, markup)
-    safe = safe.replace(" %", "\N{NO-BREAK SPACE}%")
+    safe = re.sub(r"(?<![\w.-])-(?=\d)", "−", safe.replace(" %", "\N{NO-BREAK SPACE}%"))
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", safe))
 
 

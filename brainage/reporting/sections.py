@@ -10,10 +10,10 @@ from brainage.reporting import figures
 from brainage.reporting.age_errors import age_errors
 from brainage.reporting.cohort import ages_by_site, dropped_sheet, site_sheet, split_sheet
 from brainage.reporting.embedding_map import embedding_map
-from brainage.reporting.figures import SPLIT_NAMES
 from brainage.reporting.methods import GLOSSARY, REFERENCES, methods
 from brainage.reporting.page import Block, Drawn, Page, Section
 from brainage.reporting.reproduce import reproduce
+from brainage.reporting.style import ACCENT, SPLIT_NAMES
 from brainage.reporting.tables import (
     MAE,
     TESTS,
@@ -57,7 +57,7 @@ def _comparison(page: Page, split: str) -> Drawn | None:
     guess = mean_predictor(run, cohort, split)
     figure = figures.dots_with_intervals(
         rows, xlabel="MAE (years), 95 % interval", title=f"{SPLIT_NAMES[split].capitalize()}", reference=guess.estimate,
-        reference_name="mean predictor", colours=[figures.ACCENT if m == run.model else "#7b8794" for m, _ in found],
+        reference_name="mean predictor", colours=[ACCENT if m == run.model else "#7b8794" for m, _ in found],
     )  # fmt: skip
     spoken = "; ".join(f"{model_name(model)} {mae.estimate:.2f}" for model, mae in found)
     return page.draw(
@@ -131,7 +131,7 @@ def _site_ages(page: Page) -> list[Drawn]:
     shown = rows.head(MOST_SITES_DRAWN).sort_values("estimate", kind="stable")
     figure = figures.dots_with_intervals(
         shown.assign(name=figures.with_count(shown["site"], shown["people"])), xlabel="age (years), mean ± sd",
-        title="Ages by site (people)", colours=[figures.ACCENT] * len(shown), from_zero=False,
+        title="Ages by site (people)", colours=[ACCENT] * len(shown), from_zero=False,
     )  # fmt: skip
     alt = f"Mean age by site, from {shown['estimate'].min():.0f} to {shown['estimate'].max():.0f} years."
     caption = "Where sites differ in age, a model can read age from the site."

@@ -12,8 +12,8 @@ import pandas as pd
 
 from brainage.data.table import write_atomically
 from brainage.downstream.results import RESULT_COLUMNS
-from brainage.reporting.figures import SPLIT_NAMES
 from brainage.reporting.run_folder import RunFolder, model_and_seed
+from brainage.reporting.style import SPLIT_NAMES
 
 TESTS = ("test_internal", "test_external")
 # task and metric of results.csv
@@ -27,7 +27,7 @@ MODEL_NAMES = {
     "exp": "L^exp", "yaware": "y-Aware", "infonce": "InfoNCE", "supcon": "SupCon",
     "l1": "L1, supervised", "l2": "L2, supervised", "huber": "Huber, supervised",
     "untrained": "Untrained encoder", "pca_ridge": "PCA + ridge", "ridge": "Ridge on raw values",
-    "mean_predictor": "Mean age, for everyone",
+    "mean_predictor": "Mean predictor",
 }  # fmt: skip
 FEWEST_PEOPLE = 5  # a group below this is neither averaged nor shown with its ages
 SEEDS_NOTE = re.compile(r"seeds (?P<seeds>\d[\d, ]*), sd over seeds (?P<sd>[\d.e+-]+)")
@@ -166,7 +166,8 @@ def headline(run: RunFolder) -> Table | None:
     note = (
         "Lower is better in every column of numbers. Brackets: 95 % interval by bootstrap over people. “mean” is the "
         "error of answering everyone with the mean age of the people fitted on. Site BAcc is the balanced accuracy of "
-        "reading the site from the embedding, on the internal test, with chance under it. n counts people."
+        "reading the site from the embedding, on the internal test, with chance under it. n counts people, with "
+        "their youngest and oldest age under it."
     )
     if any(row["seeds"] > 1 for row in data):
         note += " Several seeds: the mean over the networks; the intervals do not contain the sd over seeds."
@@ -198,7 +199,7 @@ def _headline_row(run: RunFolder, cohort: str, model: str) -> tuple[dict[str, An
     data |= {**bacc.columns("site_bacc"), "site_chance": chance.estimate, **score.columns("l_c")}
     shown["Site BAcc (%)"] = bacc.cell(1, f"chance {100 * chance.estimate:.1f}" if chance else "", scale=100)
     shown["L_c"] = score.cell(2)
-    shown["n int / ext"], shown["Ages int / ext"] = " / ".join(people), " / ".join(ages)
+    shown["n, ages int / ext"] = Cell(" / ".join(people), (" / ".join(ages),))
     if data["seeds"] > 1:
         shown["Model"] = Cell(model_name(model), (f"{data['seeds']} seeds",))
     return data, shown
@@ -210,10 +211,11 @@ def differences(run: RunFolder) -> Table | None:
     if rows.empty:
         return None
     pairs = [" minus ".join(model_name(model_and_seed(m)[0]) for m in name.split(" - ")) for name in rows["run"]]
+    ends = [rows[name] for name in ("estimate", "low", "high")]
     shown = pd.DataFrame({
         "Models": pairs, "Split": rows["split"].map(_split_name),
         "MAE difference (years)": rows["estimate"].map(lambda value: f"{value:+.2f}"),
-        "95 % interval": [Estimate(*row).interval(2) for row in rows[["estimate", "low", "high"]].itertuples(index=False)],
+        "95 % interval": [Estimate(*row).interval(2) for row in zip(*ends, strict=True)],
         "n": rows["n"].map(str),
     })  # fmt: skip
     note = "Below 0: the first model errs less. An interval that holds 0 leaves open which one is better."
