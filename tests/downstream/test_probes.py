@@ -1,5 +1,7 @@
 """Probes against scikit-learn on the same folds, and the refusals that keep scored people out of the fit."""
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -165,3 +167,10 @@ def test_a_scan_without_a_split_is_refused():
     table.loc[2, "split"] = pd.NA
     with pytest.raises(DataError, match="1 scans have no split"):
         fitted_and_scored(table, ["train"])
+
+
+def test_scoring_needs_no_torch():
+    """Reports and studies score on machines that never train; importing torch would cost them seconds."""
+    code = "import sys, brainage.downstream.age, brainage.downstream.site; print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
