@@ -20,6 +20,7 @@ from brainage.data.table import KEY, read_table, scan_keys, write_atomically
 from brainage.errors import DataError
 
 _BLOCK_VALUES = 64_000_000  # values of the samples held as float32 at once: 256 MB
+_MOST_RAW_VALUES = 500_000_000  # values of raw features: 4 GB once in float64
 _RELATIVE_RANK = 1e-6  # variance, as a share of the largest, below which a component is float32 rounding
 
 
@@ -102,8 +103,13 @@ def read_embeddings(path: str | Path) -> Embeddings:
 
 
 def raw_features(samples: np.ndarray, table: pd.DataFrame, label: str = "ridge") -> Features:
-    """Samples [n, ...] as they are, flattened; row i belongs to row i of `table` (an array store and its table)."""
+    """Samples [n, ...] as they are, flattened; row i belongs to row i of `table` (an array store and its table).
+
+    Meant for vectors: volumes whose ridge would not fit in memory are refused with a DataError.
+    """
     flat = _flat(samples, table, label)
+    if flat.size > _MOST_RAW_VALUES:
+        raise DataError(f"{label}: {len(flat)} samples of {flat.shape[1]} values are too many for ridge; use pca_ridge")
     return Features(label, 0, table[KEY].reset_index(drop=True), np.asarray(flat, dtype=np.float32))
 
 

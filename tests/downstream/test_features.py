@@ -149,6 +149,9 @@ def test_samples_without_components_are_refused(volumes):
         raw_features(volumes, make_table(10, 0, 3, 3))
 
 
-def test_raw_features_are_the_flattened_samples(volumes):
+def test_raw_features_are_the_flattened_samples_unless_they_would_fill_the_memory(volumes, monkeypatch):
     found = raw_features(volumes, make_table(40, 0, 0, 10))
+    monkeypatch.setattr(module, "_MOST_RAW_VALUES", 1000)
+    with pytest.raises(DataError, match="50 samples of 504 values are too many for ridge; use pca_ridge"):
+        raw_features(volumes, make_table(40, 0, 0, 10))
     np.testing.assert_array_equal(found.values, volumes.reshape(50, -1).astype(np.float32))
