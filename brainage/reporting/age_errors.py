@@ -125,4 +125,4 @@ def _table(name: str, caption: str, data: pd.DataFrame) -> Table:
         "Split": data["split"].map(SPLIT_NAMES), "Part": data["part"], "n": data["n"].map(str),
         "Years": [str(Estimate(*row).cell(2)) for row in rows],
     })  # fmt: skip
-    return Table(name, caption, data, shown, text_columns=2)
+    return Table(name, caption, data, shown, words=("Part",))

@@ -52,7 +52,7 @@ def site_sheet(table: pd.DataFrame) -> Table:
         "Age, mean ± sd": _mean_sd(data), "Age range": _ranges(data),
     })  # fmt: skip
     note = f"Ages are not shown for sites of fewer than {FEWEST_PEOPLE} people." if few.any() else ""
-    return Table("sites", "The cohort by site", data, shown, note, text_columns=2)
+    return Table("sites", "The cohort by site", data, shown, note, words=("Splits",))
 
 
 def ages_by_site(table: pd.DataFrame) -> pd.DataFrame:

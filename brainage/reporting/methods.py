@@ -177,9 +177,9 @@ def _evaluation(experiment: Experiment) -> str:
     return (
         f"The network was frozen and its {features} embedded every scan. Age was read out by ridge regression (penalty "
         "chosen by five-fold cross-validation grouped by person), without standardisation; the site by multinomial "
-        f"logistic regression, scored on the internal test only. Both were fitted on "
-        f"{' and '.join(evaluate.fit_splits)}. Intervals are percentiles of {evaluate.bootstrap} bootstrap resamples of people. The protocol follows the "
-        "OpenBHB challenge (Dufumier et al. 2022)."
+        "logistic regression, scored on the internal test only. Both were fitted on "
+        f"{' and '.join(evaluate.fit_splits)}. Intervals are percentiles of {evaluate.bootstrap} bootstrap "
+        "resamples of people. The protocol follows the OpenBHB challenge (Dufumier et al. 2022)."
     )
 
 

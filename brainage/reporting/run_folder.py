@@ -107,7 +107,7 @@ def read_journal(path: Path) -> pd.DataFrame:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number < len(lines):
                 raise DataError(f"{path}: line {number} is not a journal entry ({error}); remove that line") from error
-    return pd.DataFrame(rows, columns=JOURNAL_COLUMNS)
+    return pd.DataFrame(rows, columns=JOURNAL_COLUMNS).astype({"step": "int64", "time_ms": "int64", "value": "float64"})
 
 
 def model_and_seed(label: str) -> tuple[str, int | None]:

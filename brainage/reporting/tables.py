@@ -58,8 +58,12 @@ class Table:
     data: pd.DataFrame
     shown: pd.DataFrame
     note: str = ""
-    text_columns: int = 1  # leading columns set to the left; the others are numbers
+    words: tuple[str, ...] = ()  # columns of words, set to the left, besides the first; the others are numbers
     strong: tuple[int, ...] = ()  # rows to stand out
+
+    def is_words(self, column: str) -> bool:
+        """Whether a column of `shown` is set to the left."""
+        return column in (self.shown.columns[0], *self.words)
 
 
 @dataclass
@@ -174,7 +178,7 @@ def headline(run: RunFolder) -> Table | None:
     rows = pd.DataFrame(shown)
     return Table(
         "headline", "Age and site read from the frozen embedding", pd.DataFrame(data),
-        rows if len(cohorts) > 1 else rows.drop(columns="Cohort"), note, text_columns=1 + (len(cohorts) > 1),
+        rows if len(cohorts) > 1 else rows.drop(columns="Cohort"), note, words=("Cohort",),
         strong=tuple(i for i, (_, model) in enumerate(every) if model == run.model),
     )  # fmt: skip
 
@@ -220,7 +224,7 @@ def differences(run: RunFolder) -> Table | None:
     })  # fmt: skip
     note = "Below 0: the first model errs less. An interval that holds 0 leaves open which one is better."
     data = rows[RESULT_COLUMNS]
-    return Table("differences", "Differences between models, on the same people", data, shown, note, text_columns=2)
+    return Table("differences", "Differences between models, on the same people", data, shown, note, words=("Split",))
 
 
 def age_range(run: RunFolder, cohort: str, model: str, split: str) -> tuple[float, float]:
@@ -235,19 +239,19 @@ def age_range(run: RunFolder, cohort: str, model: str, split: str) -> tuple[floa
 
 
 def all_results(run: RunFolder) -> Table | None:
-    """Every row of results.csv, one network at a time."""
+    """Every row of results.csv that is about a whole split."""
     if run.results is None:
         return None
-    rows = run.results[["run", "cohort", "split", "task", "metric", "estimate", "low", "high", "n", "note"]]
+    rows = run.results.loc[run.results["part_kind"] == "", RESULT_COLUMNS]
     shown = pd.DataFrame({
-        "Network": rows["run"], "Split": rows["split"].map(_split_name),
+        "Model": rows["run"], "Split": rows["split"].map(_split_name),
         "Task": rows["task"], "Metric": rows["metric"],
         "Estimate": rows["estimate"].map(_number), "95 % interval": [
             Estimate(low=low, high=high).interval(3) for low, high in zip(rows["low"], rows["high"], strict=True)
         ],
         "n": rows["n"].map(lambda n: "–" if pd.isna(n) else f"{int(n)}"), "Note": rows["note"],
     })  # fmt: skip
-    return Table("results", "All results, network by network", rows, shown, text_columns=4)
+    return Table("results", "All results", rows, shown, words=("Split", "Task", "Metric", "Note"))
 
 
 def write_table(table: Table, folder: Path) -> None:
@@ -259,7 +263,7 @@ def write_table(table: Table, folder: Path) -> None:
 
 def to_latex(table: Table) -> str:
     """A `table` environment for the booktabs package, every character escaped."""
-    columns = "l" * table.text_columns + "r" * (table.shown.shape[1] - table.text_columns)
+    columns = "".join("l" if table.is_words(name) else "r" for name in table.shown.columns)
     lines = [" & ".join(map(escape_latex, map(str, row))) + r" \\" for row in table.shown.itertuples(index=False)]
     head = " & ".join(map(escape_latex, table.shown.columns)) + r" \\"
     return "\n".join([

@@ -1,0 +1,20 @@
+from pathlib import Path
+
+import pytest
+
+from brainage.reporting.report import write_report
+from tests.reporting.fake_run import write_fake_run
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An evaluated run folder with its report; read only."""
+    folder = write_fake_run(tmp_path_factory.mktemp("runs") / "ixi_thickness_exp-0711a27c", seeds=2)
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """An evaluated run folder to damage."""
+    return write_fake_run(tmp_path / "run")
