@@ -60,17 +60,27 @@ def simulate(
     subjects: Annotated[int, typer.Option(min=10)] = 400,
     seed: int = 0,
     spacing_mm: Annotated[float, typer.Option(help="Voxel size.", min=1.0)] = 4.0,
-    modalities: Annotated[str, typer.Option(help="Comma-separated, or all.")] = "vbm",
+    modalities: Annotated[str, typer.Option(help="Comma-separated.")] = "vbm",
     workers: Annotated[int, typer.Option(help="Processes; 0: one a core.")] = 0,
     dry_run: DryRun = False,
 ) -> None:
     """Write a simulated cohort with planted truth in a published layout."""
-    from brainage.stages import simulate_cohort
+    from brainage.config import nearest
+    from brainage.errors import ConfigError
+    from brainage.stages import progress_bar
+    from data_modules.simulated import LAYOUTS
 
-    simulate_cohort(
-        layout, out, subjects=subjects, seed=seed, spacing_mm=spacing_mm, modalities=modalities, workers=workers,
-        dry_run=dry_run,
-    )  # fmt: skip
+    if layout not in LAYOUTS:
+        raise ConfigError(f"--layout {layout}: unknown{nearest(layout, list(LAYOUTS))}")
+    if dry_run:
+        print(f"would write {subjects} people at {spacing_mm:g} mm ({modalities}) as {layout} to {out}")
+        return
+    with progress_bar("simulate", subjects) as advance:
+        LAYOUTS[layout](
+            out, subjects=subjects, seed=seed, spacing_mm=spacing_mm, modalities=modalities.split(","), workers=workers,
+            on_progress=advance,
+        )  # fmt: skip
+    print(f"{subjects} people written to {out}; the planted truth is in {out / 'simulation' / 'truth.tsv'}")
 
 
 @app.command()
@@ -103,17 +113,15 @@ def pretrain(exp: Exp, overrides: Overrides = None, data: Root = "", limit: Limi
 
 @app.command()
 def evaluate(run: Run, overrides: Overrides = None, data: Root = "", dry_run: DryRun = False) -> None:
-    """Embeddings, age and site probes, baselines, results, report. Overrides change evaluate.* and data.*."""
+    """Embeddings, age and site probes, baselines, results, report. Overrides must leave the training as it is."""
     from brainage.stages import evaluate_stage, finished_run, prepare_stage, print_plan, run_experiment
 
-    experiment = run_experiment(run, _with_root(overrides, data))
+    experiment = run_experiment(finished_run(run), _with_root(overrides, data))
     cohort = _cohort(experiment)
-    trained = finished_run(run, experiment, cohort)
     print_plan(experiment, cohort, network=dry_run)
-    if dry_run:
-        return
-    prepare_stage(cohort)
-    evaluate_stage(experiment, cohort, trained)
+    if not dry_run:
+        prepare_stage(cohort)
+        evaluate_stage(experiment, cohort, run)
 
 
 @app.command()
@@ -124,15 +132,14 @@ def embed(
     data: Root = "",
     dry_run: DryRun = False,
 ) -> None:
-    """Embed any cohort with a trained encoder; refused when the input contract differs."""
+    """Embed any cohort (data.cohort=, data.modality=) with a trained encoder; refused when the contract differs."""
     from brainage.stages import embed_stage, finished_run, print_plan, run_experiment
 
-    experiment = run_experiment(run, _with_root(overrides, data))
+    experiment = run_experiment(finished_run(run), _with_root(overrides, data), other_cohort=True)
     cohort = _cohort(experiment)
-    trained = finished_run(run, experiment, cohort, same_people=False)
     print_plan(experiment, cohort, network=False)
     if not dry_run:
-        embed_stage(cohort, trained, out)
+        embed_stage(cohort, run, out)
 
 
 @app.command()
@@ -145,13 +152,16 @@ def report(run: Run) -> None:
 
 @app.command()
 def check(
-    exp: Exp, overrides: Overrides = None, data: Root = "", limit: Limit = 0,
+    exp: Exp, overrides: Overrides = None, data: Root = "",
     scratch: Annotated[Path, typer.Option(help="Folder for the trial store.")] = Path("stores/check"),
 ) -> None:  # fmt: skip
     """Run the battery any cohort must pass: columns, units, keys, splits, anatomy, store against source."""
-    from brainage.stages import check_stage
+    from data_modules.check import check_cohort, format_checks
+    from data_modules.cohort import open_reader
 
-    sys.exit(check_stage(_experiment(exp, overrides, data, limit), scratch))
+    checks = check_cohort(open_reader(_experiment(exp, overrides, data, 0).data), scratch)
+    print(format_checks(checks))
+    sys.exit(0 if all(check.passed for check in checks) else 1)
 
 
 @app.command()
@@ -159,7 +169,8 @@ def sync(run: Run) -> None:
     """Deliver to MLflow what it missed while it was away."""
     from brainage.tracking import sync_run
 
-    print(sync_run(run))
+    points, messages = sync_run(run)
+    print(f"{run}: {points} metric points and {messages} other messages delivered")
 
 
 @app.command()
@@ -177,9 +188,14 @@ def ui(
 @app.command()
 def demo(overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """The whole road on a simulated cohort, in about five minutes on two cores."""
-    from brainage.stages import run_demo
+    from brainage.demo import run_demo
+    from data_modules.simulated.openbhb import write_openbhb
 
-    run_demo(overrides or [], dry_run=dry_run)
+    experiment = _experiment("demo", overrides, "", 0)
+    if dry_run:
+        print(f"would simulate OpenBHB in {experiment.data.root}, then prepare, pre-train, evaluate and report it")
+        return
+    run_demo(experiment, write_openbhb, _cohort)
 
 
 def _with_root(overrides: list[str] | None, data: str, limit: int = 0) -> list[str]:

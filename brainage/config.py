@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from brainage.errors import ConfigError
@@ -231,7 +231,7 @@ def _chain(path: Path) -> list[tuple[Path, Any]]:
             values = OmegaConf.load(path)
         except Exception as error:
             raise ConfigError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
-        if not OmegaConf.is_dict(values):
+        if not isinstance(values, DictConfig):
             raise ConfigError(
                 f"{path}: expected keys and values, found {type(OmegaConf.to_container(values)).__name__}"
             )

@@ -1,7 +1,7 @@
 """What can go wrong in a way a person can mend.
 
 Every message says in one line what was expected, what was found, where (file, subject), and what to do. The command
-line prints these without a traceback and exits with code 2; anything else is a defect of brainage and keeps its traceback.
+line prints these without a traceback and exits with code 2; anything else is a defect of brainage and keeps its own.
 """
 
 
@@ -33,5 +33,5 @@ class CheckpointError(BrainageError):
     """A checkpoint that is torn, of another schema, or of another configuration."""
 
 
-class TrainingStopped(BrainageError):
+class TrainingStopped(BrainageError):  # noqa: N818 - a verdict on the run, not a fault of the code
     """A run that collapsed, turned NaN or stalled; the message says which and what to try."""

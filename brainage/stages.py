@@ -5,14 +5,34 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+import numpy as np
+import pandas as pd
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-from brainage.config import Experiment, from_plain, load_overrides, read_experiment, run_folder, to_plain
+from brainage.config import Experiment, apply_overrides, read_experiment, run_folder, training_values
 from brainage.data.source import ScanSource
 from brainage.errors import CheckpointError, ConfigError
 from brainage.runtime import available_memory_gib, console, print_panel, warn
+
+
+@contextmanager
+def progress_bar(label: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, one line at the end elsewhere; gives the function to call with (done, total)."""
+    out = console()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=out, disable=not out.is_terminal, transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def print_plan(experiment: Experiment, data: ScanSource, *, network: bool) -> None:
@@ -27,7 +47,9 @@ def print_plan(experiment: Experiment, data: ScanSource, *, network: bool) -> No
         lines["batches"] = (
             f"{cost.steps_per_epoch} an epoch of {cost.samples_a_step} samples, {cost.steps} steps in all"
         )
-        lines["memory"] = f"about {cost.memory_gib:.1f} GiB to train, {available_memory_gib():.1f} GiB free on this machine"
+        lines["memory"] = (
+            f"about {cost.memory_gib:.1f} GiB to train, {available_memory_gib():.1f} GiB free on this machine"
+        )
         lines["time"] = f"about {_duration(cost.seconds)} a network"
         if networks > 1:
             lines["time"] += f", {networks} networks with those it is compared with"
@@ -62,49 +84,97 @@ def pretrain_stage(experiment: Experiment, data: ScanSource) -> Path:
     return run.folder
 
 
-def evaluate_stage(experiment: Experiment, data: ScanSource, folder: Path) -> Path:
+def evaluate_stage(experiment: Experiment, data: ScanSource, folder: Path) -> pd.DataFrame:
     """Embeddings, probes, baselines, results, report; prints the headline table."""
     from brainage.downstream.evaluate import evaluate
-    from brainage.reporting.report import write_report
 
     results = evaluate(experiment, data, folder)
+    report_stage(experiment, folder, results)
+    return results
+
+
+def report_stage(experiment: Experiment, folder: Path, results: pd.DataFrame) -> None:
+    """Write the report, print the headline, and hand results and figures to MLflow (no rows of single persons)."""
+    from brainage.reporting.report import write_report
+    from brainage.tracking import start_mlflow_run
+
     report = write_report(folder)
-    print_headline(results)
-    deliver(experiment, folder, results)
+    print_headline(results, experiment.loss.name)
+    mlflow = start_mlflow_run(experiment.tracking, run_folder=folder, run_name=folder.name, params={})
+    mlflow.log_results(mlflow_metrics(results, experiment.loss.name))
+    shared = ("report.html", "results.csv", "config.yaml", "environment.json", "figures", "tables")
+    mlflow.log_artifacts([name for name in shared if (folder / name).exists()])
+    mlflow.finish()
+    mlflow.close()
     console().print(f"report: {report}", soft_wrap=True)
-    return report
+
+
+def mlflow_metrics(results: pd.DataFrame, model: str) -> dict[str, float]:
+    """`task/split/metric` -> estimate of the run's own network, whole splits only."""
+    rows = results[(results["run"] == model) & results["task"].isin(["age", "site", "challenge"])]
+    rows = rows[rows["estimate"].notna()]
+    return {f"{r.task}/{r.split}/{r.metric}".replace("+", "_"): float(r.estimate) for r in rows.itertuples()}
+
+
+def print_headline(results: pd.DataFrame, model: str) -> None:
+    """Models side by side: MAE on seen and unseen sites with intervals, site accuracy, challenge score."""
+    columns = {
+        "MAE internal": ("test_internal", "age", "mae_years"),
+        "MAE external": ("test_external", "age", "mae_years"),
+        "site BAcc": ("test_internal", "site", "balanced_accuracy"),
+        "L_c": ("test_internal+test_external", "challenge", "challenge_score"),
+    }
+    table = Table("model", *columns, title="Age in years and site, 95 % intervals over people", title_justify="left")
+    rows = results[~results["run"].str.contains(r"-seed\d+$") & ~results["run"].str.contains(" minus ")]
+    names = list(dict.fromkeys(rows["run"]))
+    for name in sorted(names, key=lambda name: (name != model, name in ("mean_predictor", "chance"))):
+        cells = [_cell(rows[rows["run"] == name], *where) for where in columns.values()]
+        if any(cells):
+            table.add_row(name, *cells)
+    console().print(table)
+
+
+def _cell(rows: pd.DataFrame, split: str, task: str, metric: str) -> str:
+    found = rows[(rows["split"] == split) & (rows["task"] == task) & (rows["metric"] == metric)]
+    if found.empty:
+        return ""
+    row = found.iloc[0]
+    interval = "" if np.isnan(row["low"]) else f" [{row['low']:.2f}, {row['high']:.2f}]"
+    return "-" if np.isnan(row["estimate"]) else f"{row['estimate']:.2f}{interval}"
 
 
 def embed_stage(data: ScanSource, folder: Path, out: Path) -> None:
     """Embed every scan of a cohort with a finished run's encoder."""
-    import numpy as np
-
     from brainage.downstream.embed import embed
     from brainage.downstream.features import write_embeddings
     from brainage.pretraining.checkpoint import last_good, load_module
 
     path, _ = last_good(folder)
-    assert path is not None
+    if path is None:
+        raise CheckpointError(f"{folder}: no whole checkpoint; `brainage pretrain` makes one")
     module, _ = load_module(path)
     module.contract.refuse_other(data.contract, str(path))  # before hours of preparation
     prepare_stage(data)
-    write_embeddings(embed(module, data, np.arange(len(data.table))), out)
-    console().print(f"{len(data.table)} scans embedded: {out}", soft_wrap=True)
+    frame = embed(module, data, np.arange(len(data.table)))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_embeddings(out, frame, np.stack(list(frame["trunk"])), np.stack(list(frame["head"])))
+    console().print(f"{len(frame)} scans embedded: {out}", soft_wrap=True)
 
 
-def run_experiment(folder: Path, overrides: list[str]) -> Experiment:
-    """The experiment of a run folder with `data.*` and `evaluate.*` overrides.
-
-    Raises ConfigError for overrides that would make it another training.
+def run_experiment(folder: Path, overrides: list[str], *, other_cohort: bool = False) -> Experiment:
+    """The experiment of a run folder with overrides that leave its training as it is (`data.*` may change for another
+    cohort). Raises ConfigError naming the first key that would make it another training.
     """
     config = folder / "config.yaml"
     if not config.is_file():
-        raise ConfigError(f"run folder {folder}: config.yaml not found; expected a folder that `brainage pretrain` printed")
+        raise ConfigError(f"{folder}: config.yaml not found; expected a run folder, as printed by `brainage pretrain`")
     saved = read_experiment(config)
-    refused = [word for word in overrides if not word.startswith(("data.", "evaluate.", "tracking."))]
-    if refused:
-        raise ConfigError(f"override {refused[0]!r}: a finished run takes data.*, evaluate.* and tracking.* only")
-    return load_overrides(from_plain(to_plain(saved)), overrides)
+    changed = apply_overrides(saved, overrides)
+    before, after = training_values(saved), training_values(changed)
+    for key, value in after.items():
+        if value != before[key] and not (other_cohort and key.startswith("data.")):
+            raise ConfigError(f"{key}={value}: {folder} was trained with {before[key]!r}; pretrain another run instead")
+    return changed
 
 
 def finished_run(folder: Path) -> Path:
@@ -118,7 +188,17 @@ def finished_run(folder: Path) -> Path:
 
 def serve_ui(uri: str, host: str, port: int) -> int:
     """MLflow's web server in the foreground, without its telemetry and job workers."""
-    settings = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
+    environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
     console().print(f"MLflow on {uri}: http://{host}:{port} (Ctrl-C ends it)", soft_wrap=True)
-    return subprocess.run(command, env={**os.environ, **settings}, check=False).returncode
+    return subprocess.run(server, env={**os.environ, **environment}, check=False).returncode
+
+
+def _duration(seconds: float) -> str:
+    """
+    >>> _duration(42), _duration(600), _duration(200_000)
+    ('42 s', '10 min', '55.6 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

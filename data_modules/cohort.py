@@ -15,9 +15,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from brainage.config import DataConfig, nearest
+from brainage.data.array_store import ArrayStore
 from brainage.data.sampling import StepBatches
 from brainage.data.splits import apply_split, carve_val, draw_split, read_split, refuse_leakage, split_hash
-from brainage.data.array_store import ArrayStore
 from brainage.data.store import estimate_bytes, prepare_store
 from brainage.data.table import SPLITS, CohortTable, person_keys, sample_numbers
 from brainage.errors import ConfigError
@@ -29,7 +29,7 @@ Batch = dict[str, Any]
 
 
 def open_reader(config: DataConfig) -> CohortReader:
-    """The reader of the configured cohort; raises ConfigError on an unknown cohort or modality, DataError on the root."""
+    """The reader of the configured cohort; ConfigError on an unknown cohort or modality, DataError on the root."""
     if config.cohort not in COHORTS:
         raise ConfigError(f"data.cohort={config.cohort}: unknown{nearest(config.cohort, list(COHORTS))}")
     return COHORTS[config.cohort](config.root, config.modality, config.spacing_mm)
@@ -287,5 +287,5 @@ class TimedLoader(DataLoader):
             yield batch
 
 
-def _identity(batch: Batch) -> Batch:
+def _identity(batch: Any) -> Any:
     return batch

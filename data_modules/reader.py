@@ -34,7 +34,7 @@ class CohortReader(ABC):
         self.spacing_mm = spacing_mm
         if not str(root) or not self.root.is_dir():
             raise DataError(
-                f"{self.name}: folder {str(root)!r} not found; name the downloaded cohort with data.root=DIR (make: DATA=DIR)"
+                f"{self.name}: folder {str(root)!r} not found; name the downloaded cohort with data.root=DIR (DATA=DIR)"
             )
 
     @abstractmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ class VectorCohort(CohortReader):
     """40 people at four sites whose 12 features follow age, their site, and noise."""
 
     name = "vectors"
-    modalities = {"vbm": "features"}
+    modalities: ClassVar = {"vbm": "features"}
 
     def table(self):
         rng = np.random.default_rng(0)

@@ -14,7 +14,7 @@ _TOLERANCE_MM = 1e-3
 
 @dataclass(frozen=True)
 class InputContract:
-    """One kind of sample. Volumes are (1, X, Y, Z) with X to the right, Y to the front, Z up (RAS); vectors are (F,)."""
+    """One kind of sample: volumes (1, X, Y, Z) with X to the right, Y to the front, Z up (RAS), or vectors (F,)."""
 
     modality: str  # what the values are, e.g. cat12vbm_gm, quasiraw, brain, freesurfer_thickness
     kind: Literal["volume", "vector"]
@@ -61,7 +61,8 @@ class InputContract:
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
             raise ContractError(f"contract: unknown keys {sorted(unknown)}; written by a newer brainage?")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**plain)
 
     def differences(self, other: InputContract) -> list[str]:
         """One phrase for each field that differs, `self` being what is expected and `other` what was found."""

@@ -171,9 +171,7 @@ class Keeper(L.Callback):
         self.save(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        payload = dataclasses.replace(
-            self.payload, step=trainer.global_step, mlflow_run_id=self.mlflow.run_id or ""
-        )
+        payload = dataclasses.replace(self.payload, step=trainer.global_step, mlflow_run_id=self.mlflow.run_id or "")
         checkpoint[PAYLOAD] = payload.to_dict()
 
     def save(self, trainer: L.Trainer) -> None:
@@ -182,7 +180,7 @@ class Keeper(L.Callback):
         if step == self._saved_step:
             return
         self.recorder.flush()
-        trainer.save_checkpoint(self.folder / "checkpoints" / checkpoint_name(step))
+        trainer.save_checkpoint(self.folder / "checkpoints" / checkpoint_name(step), weights_only=False)
         self._saved_step = step
         for old in checkpoints(self.folder)[self.keep :]:
             old.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from brainage.config import Experiment, from_plain, training_values
+from brainage.config import Experiment, from_plain, to_plain, training_values
 from brainage.errors import CheckpointError
 from brainage.imaging.contract import InputContract
 from brainage.losses.names import SUPERVISED_NAMES
@@ -36,8 +36,6 @@ class Payload:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, so that the file loads with `weights_only=True`."""
-        from brainage.config import to_plain
-
         return {
             "schema_version": SCHEMA_VERSION,
             "experiment": to_plain(self.experiment),
@@ -56,7 +54,7 @@ class Payload:
         found = values.get("schema_version")
         if found != SCHEMA_VERSION:
             raise CheckpointError(
-                f"{path}: checkpoint schema {found}, this brainage reads {SCHEMA_VERSION}; use the version that wrote it"
+                f"{path}: checkpoint schema {found}, expected {SCHEMA_VERSION}; use the brainage that wrote it"
             )
         return cls(
             experiment=from_plain(values["experiment"], str(path)),
@@ -71,7 +69,7 @@ class Payload:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes under a temporary name, flushes to the disk, then renames: a killed process leaves the old file or the new."""
+    """Writes under a temporary name, flushes to the disk, then renames: a kill leaves the old file or the new."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         target = Path(path)

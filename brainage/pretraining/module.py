@@ -20,8 +20,11 @@ from brainage.pretraining.optimisation import build_optimiser, rate_factor
 
 
 class Normaliser(nn.Module):
-    """Stored samples -> encoder input, float32: `none`, `zscore` (each image by its own mean and standard deviation over
-    all its voxels, as the OpenBHB baselines do), or `standardise` (each feature by the train set's; see `fit`)."""
+    """Stored samples -> encoder input, float32.
+
+    Rules: `none`; `zscore`, each image by the mean and standard deviation of all its voxels, as the OpenBHB baselines
+    do; `standardise`, each value by the train set's (see `fit`).
+    """
 
     mean: Tensor
     sd: Tensor

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +18,13 @@ from typing import Any
 import lightning as L
 import torch
 
+from brainage.augment import check_augment
 from brainage.config import Experiment, flatten, run_folder, save_experiment
 from brainage.data.source import ScanSource
 from brainage.data.splits import age_histogram, seen_people, write_split
 from brainage.data.table import write_table, write_tsv
 from brainage.errors import CheckpointError, ConfigError, TrainingStopped
+from brainage.imaging.contract import InputContract
 from brainage.pretraining import callbacks as watching
 from brainage.pretraining.checkpoint import (
     PAYLOAD,
@@ -91,6 +95,7 @@ def pretrain(experiment: Experiment, data: ScanSource, *, label: str = "pretrain
 
 def build_module(experiment: Experiment, data: ScanSource) -> PretrainingModule:
     """A fresh module for these scans: weights by the seed, input and age scales by the train set."""
+    check_augment(experiment.augment, data.contract)
     seed_everything(experiment.seed)
     data.seed = experiment.seed
     module = new_module(experiment, data.contract, steps_per_epoch=len(data.train_dataloader()))
@@ -112,8 +117,8 @@ def build_trainer(experiment: Experiment, callbacks: list[L.Callback], **options
             "needs the batch of all of them, which is not there yet"
         )
     device = choose_device(trainer.accelerator)
-    guard_precision(trainer.precision, device)
     set_threads(trainer.threads)
+    _quieten_lightning()
     return L.Trainer(
         max_epochs=trainer.epochs,
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
@@ -135,6 +140,17 @@ def build_trainer(experiment: Experiment, callbacks: list[L.Callback], **options
     )
 
 
+def guard(experiment: Experiment, contract: InputContract) -> None:
+    """Refuse a precision that this device computes wrongly. On a GPU the whole first batch is tried: the known fault
+    (pytorch#163539) shows at large inputs only."""
+    device = choose_device(experiment.trainer.accelerator)
+    if device.type == "cuda" and contract.kind == "volume":
+        samples = experiment.data.batch_size * experiment.augment.views
+        guard_precision(experiment.trainer.precision, device, (samples, *contract.shape))
+    else:
+        guard_precision(experiment.trainer.precision, device)
+
+
 def _train(folder: Path, experiment: Experiment, data: ScanSource, label: str) -> Path:
     resume = _resume_from(folder, experiment, data)
     module = build_module(experiment, data)
@@ -153,6 +169,7 @@ def _train(folder: Path, experiment: Experiment, data: ScanSource, label: str) -
     if experiment.trainer.progress:
         watchers.append(watching.ProgressLine(recorder, health, module.total_steps, label))
     trainer = build_trainer(experiment, watchers)
+    guard(experiment, data.contract)
     print_panel(f"{label} {experiment.name}", start_up(experiment, data, module, folder, resume))
     status = "FAILED"
     try:
@@ -273,9 +290,18 @@ def _fast_dev_run(experiment: Experiment, data: ScanSource) -> Pretrained:
         recorder = watching.Recorder(journal, 1, data.loader_wait_s)
         health = watching.Health(HealthWatch(experiment.health), recorder, 1)
         trainer = build_trainer(experiment, [health, recorder], max_steps=1, limit_val_batches=1)
+        guard(experiment, data.contract)
         trainer.fit(module, datamodule=data)  # type: ignore[arg-type]
         trainer.validate(module, datamodule=data, verbose=False)  # type: ignore[arg-type]
     return Pretrained(Path(), Path(), trained=True, seconds=time.perf_counter() - start)
+
+
+def _quieten_lightning() -> None:
+    """Leave out what Lightning says of itself, and its advice that does not apply: the loader resumes by the step."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (".*your dataloader is not resumable.*", ".*does not have many workers.*", ".*LeafSpec.*"):
+        warnings.filterwarnings("ignore", message)
 
 
 def _move_aside(folder: Path) -> None:
