@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from brainage.data.table import CohortTable, finish_table, read_tsv
-from brainage.errors import DataError, LeakageError
+from brainage.errors import ConfigError, DataError, LeakageError
 from brainage.imaging.contract import InputContract
 from data_modules.openbhb_challenge import Challenge
 from data_modules.openbhb_layout import (
@@ -60,20 +60,21 @@ class OpenBHB(CohortReader):
     }
 
     def table(self) -> CohortTable:
-        rows, dropped = (self._challenge.rows(), None) if self._challenge.files else self._folder_rows()
+        rows, dropped = (self._challenge.rows(), None) if self._is_flat else self._folder_rows()
         return finish_table(rows.drop(columns="published_split"), source=str(self.root), dropped=dropped)
 
     def official_split(self) -> pd.DataFrame:
         """The published split. Its tests are both tests: a validation share has to be carved out of train."""
-        rows = self._challenge.rows() if self._challenge.files else self._participants()
+        rows = self._challenge.rows() if self._is_flat else self._participants()
         split = rows[["cohort", "participant_id"]].assign(split=rows["published_split"].map(SPLIT_NAMES))
-        split = split.drop_duplicates(ignore_index=True)
+        split = split.dropna().drop_duplicates(ignore_index=True)
         for person in split.loc[split["participant_id"].duplicated(), "participant_id"]:
             raise LeakageError(f"{self.root}: participant {person} is in two published splits; keep one of the rows")
         return split
 
     def contract(self) -> InputContract:
-        self._challenge.check_columns()
+        if self._is_flat:
+            self._challenge.check_columns()
         if self.modality in REGIONS:
             names = self._feature_names()
             return InputContract(
@@ -86,6 +87,10 @@ class OpenBHB(CohortReader):
         spacing = np.diag(ras)[:3]
         if not np.allclose(ras[:3, :3], np.diag(spacing), atol=1e-4):
             raise DataError(f"{self._template}: expected axes along left-right, back-front and down-up, found {affine}")
+        if self.spacing_mm and not np.allclose(spacing, self.spacing_mm, atol=1e-3):
+            raise ConfigError(
+                f"data.spacing_mm={self.spacing_mm}: OpenBHB is read on its own grid of {spacing.tolist()} mm; set it to 0"
+            )
         return InputContract(
             modality=volume.name,
             kind="volume",
@@ -151,6 +156,10 @@ class OpenBHB(CohortReader):
     @property
     def _published(self) -> Volume | Regions:
         return VOLUMES[self.modality] if self.modality in VOLUMES else REGIONS[self.modality]
+
+    @property
+    def _is_flat(self) -> bool:
+        return not (self.root / "participants.tsv").is_file() and bool(self._challenge.files)
 
     @cached_property
     def _challenge(self) -> Challenge:

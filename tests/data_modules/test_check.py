@@ -20,18 +20,18 @@ from tests.data_modules import small_ixi
 
 
 @pytest.mark.parametrize("modality", OpenBHB.modalities)
-def test_simulated_openbhb_passes(simulated, tmp_path, modality):
+def test_check_cohort_passes_on_simulated_openbhb(simulated, tmp_path, modality):
     assert_cohort(OpenBHB(simulated, modality), tmp_path, scans=3)
 
 
 @pytest.mark.parametrize("modality", ["vbm", "desikan"])
-def test_simulated_challenge_passes(tmp_path, modality):
+def test_check_cohort_passes_on_the_simulated_challenge(tmp_path, modality):
     root = write_openbhb_challenge(tmp_path / "flat", subjects=24, seed=3, spacing_mm=8.0, workers=1)
     assert_cohort(OpenBHB(root, modality), tmp_path / "scratch", scans=2)
 
 
 @pytest.mark.parametrize("modality", ["brain", "head", "thickness"])
-def test_ixi_passes(tmp_path, modality):
+def test_check_cohort_passes_on_ixi(tmp_path, modality):
     small_ixi.write_sheet(small_ixi.write_images(tmp_path / "ixi"))
     small_ixi.write_images(tmp_path / "ixi", "")
     small_ixi.thickness().to_csv(tmp_path / "ixi" / "aparc.csv", index=False)
@@ -41,7 +41,7 @@ def test_ixi_passes(tmp_path, modality):
 @pytest.mark.real_data
 @pytest.mark.skipif("BRAINAGE_REAL_DATA" not in os.environ, reason="BRAINAGE_REAL_DATA is not set")
 @pytest.mark.parametrize("modality", ["brain", "head", "thickness"])
-def test_real_ixi_passes(tmp_path, modality):
+def test_check_cohort_passes_on_real_ixi(tmp_path, modality):
     assert_cohort(COHORTS["ixi"](os.environ["BRAINAGE_REAL_DATA"], modality, 4.0), tmp_path, scans=2)
 
 

@@ -236,6 +236,12 @@ def test_a_missing_folder_is_named(tmp_path):
         OpenBHB(tmp_path / "nothing", "vbm")
 
 
+def test_another_voxel_size_is_refused(folders):
+    assert OpenBHB(folders, "vbm", 3.0).contract() == OpenBHB(folders, "vbm").contract()
+    with pytest.raises(ConfigError, match=r"data.spacing_mm=2.0: .*its own grid of \[3.0, 3.0, 3.0\] mm"):
+        OpenBHB(folders, "vbm", 2.0).contract()
+
+
 def test_an_unknown_modality_gets_a_hint(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'vbm_roi'"):
         COHORTS["openbhb"](tmp_path, "vbm-roi")

@@ -100,7 +100,9 @@ def test_how_much_neck_was_scanned_does_not_move_a_head():
 
 def test_fine_texture_is_averaged_not_sampled():
     chess = (np.indices((64, 64, 64)).sum(axis=0) % 2).astype(np.float32)
-    volume = resample_to_grid(nib.Nifti1Image(chess, np.eye(4)), (10, 10, 10), 4.0, centre=np.full(3, 31.4))
+    volume = resample_to_grid(
+        nib.Nifti1Image(chess, np.eye(4)), (10, 10, 10), 4.0, centre=np.full(3, 31.0)
+    )  # samples lie on voxels
     np.testing.assert_allclose(volume, 0.5, atol=0.02)
 
 
