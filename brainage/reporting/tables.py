@@ -99,7 +99,13 @@ class Estimate:
 
 
 def model_name(model: str) -> str:
-    """The name a reader knows, e.g. L^exp for exp."""
+    """The name a reader knows.
+
+    >>> model_name("exp"), model_name("l1_head")
+    ('L^exp', 'L1, own age head')
+    """
+    if model.endswith("_head"):  # a supervised network judged by the ages that it predicts itself
+        return model_name(model.removesuffix("_head")).removesuffix(", supervised") + ", own age head"
     return MODEL_NAMES.get(model, model)
 
 

@@ -87,7 +87,11 @@ FAULTS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("Not clearly better than the mean age", "caution", lambda f: _change_results(f, WHOLE, estimate=12.0, high=14.0)),
     ("No better than an untrained encoder", "caution", lambda f: _change_results(f, WHOLE, estimate=9.9, high=10.0)),
     ("Test ages outside the training range", "caution", _train_on_the_young),
-    ("A site probe did not converge", "caution", lambda f: _change_results(f, "task == 'site'", note="not converged")),
+    (
+        "A site probe did not converge",
+        "caution",
+        lambda f: _change_results(f, "task == 'site'", note="lbfgs NOT converged, C 1"),
+    ),
     ("Many scans were dropped", "caution", _drop_many),
     ("Small external test", "caution", _few_people),
 ]
