@@ -89,7 +89,7 @@ class OpenBHB(CohortReader):
             raise DataError(f"{self._template}: expected axes along left-right, back-front and down-up, found {affine}")
         if self.spacing_mm and not np.allclose(spacing, self.spacing_mm, atol=1e-3):
             raise ConfigError(
-                f"data.spacing_mm={self.spacing_mm}: OpenBHB is read on its own grid of {spacing.tolist()} mm; set it to 0"
+                f"data.spacing_mm={self.spacing_mm}: OpenBHB has its own grid of {spacing.tolist()} mm; set it to 0"
             )
         return InputContract(
             modality=volume.name,
