@@ -10,7 +10,10 @@ import torch
 from brainage.config import Experiment
 from brainage.imaging.contract import InputContract
 from brainage.pretraining.checkpoint import new_module
+from brainage.pretraining.module import PretrainingModule
 from brainage.runtime import choose_device, set_threads
+
+_QUICK_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -35,31 +38,44 @@ def training_cost(experiment: Experiment, contract: InputContract, train_scans: 
     steps_per_epoch = max(1, train_scans // batch)
     samples = batch * experiment.augment.views
     module = new_module(experiment, contract, steps_per_epoch).to(device)
-    x = torch.randn(2, *contract.shape, device=device)
-    kept: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    seconds = []
-    for repeat in range(3):
-        start = time.perf_counter()
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            module.head(module.encoder(x)).square().mean().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if repeat:  # the first one warms up
-            seconds.append(time.perf_counter() - start)
-        if not repeat:
-            weights = sum(p.numel() * p.element_size() for p in module.parameters())
-            activations = sum(kept.values()) - sum(kept.get(p.data_ptr(), 0) for p in module.parameters())
+    seconds, kept = _time_samples(module, contract, 2, device)
+    measured = 2
+    if seconds < _QUICK_S:  # two samples say little of a small network, whose time is overhead
+        seconds, kept = _time_samples(module, contract, samples, device)
+        measured = samples
+    weights = sum(p.numel() * p.element_size() for p in module.parameters())
     state = 1 if experiment.optim.name == "sgd" else 2
     total = steps_per_epoch * experiment.trainer.epochs
     return Cost(
         steps=total,
         steps_per_epoch=steps_per_epoch,
         samples_a_step=samples,
-        seconds=min(seconds) / 2 * samples * total,
-        memory_gib=(weights * (2 + state) + activations / 2 * samples) / 2**30,
+        seconds=seconds / measured * samples * total,
+        memory_gib=(weights * (2 + state) + kept / measured * samples) / 2**30,
     )
+
+
+def _time_samples(
+    module: PretrainingModule, contract: InputContract, n: int, device: torch.device
+) -> tuple[float, int]:
+    """Seconds of a forward and backward pass of n samples, and bytes kept between the two (weights not counted)."""
+    x = torch.randn(n, *contract.shape, device=device)
+    own = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    seconds = []
+    for _ in range(3):  # the first one warms up
+        start = time.perf_counter()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            output = module.head(module.encoder(x)).square().mean()
+        output.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:]), sum(kept.values())
