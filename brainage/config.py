@@ -49,6 +49,7 @@ __all__ = [
     "from_plain",
     "load_experiment",
     "nearest",
+    "network_name",
     "read_experiment",
     "run_folder",
     "save_experiment",
@@ -196,6 +197,11 @@ def training_hash(experiment: Experiment) -> str:
 def run_folder(experiment: Experiment) -> Path:
     """`<runs>/<name>-<training hash>`."""
     return Path(experiment.runs) / f"{experiment.name}-{training_hash(experiment)}"
+
+
+def network_name(experiment: Experiment) -> str:
+    """What people call a network: experiment, loss and seed."""
+    return f"{experiment.name} {experiment.loss.name} seed {experiment.seed}"
 
 
 def sibling(experiment: Experiment, loss: str, seed: int) -> Experiment:

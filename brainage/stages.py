@@ -14,7 +14,7 @@ import pandas as pd
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from brainage.config import Experiment, apply_overrides, read_experiment, run_folder, training_values
+from brainage.config import Experiment, apply_overrides, network_name, read_experiment, run_folder, training_values
 from brainage.data.source import ScanSource
 from brainage.errors import CheckpointError, ConfigError
 from brainage.runtime import available_memory_gib, console, print_panel, warn
@@ -100,7 +100,7 @@ def report_stage(experiment: Experiment, folder: Path, results: pd.DataFrame) ->
 
     report = write_report(folder)
     print_headline(results, experiment.loss.name)
-    mlflow = start_mlflow_run(experiment.tracking, run_folder=folder, run_name=folder.name, params={})
+    mlflow = start_mlflow_run(experiment.tracking, run_folder=folder, run_name=network_name(experiment), params={})
     mlflow.log_results(mlflow_metrics(results, experiment.loss.name))
     shared = ("report.html", "results.csv", "config.yaml", "environment.json", "figures", "tables")
     mlflow.log_artifacts([name for name in shared if (folder / name).exists()])

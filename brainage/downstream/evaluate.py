@@ -179,7 +179,7 @@ def _networks(
 
 
 def _embedded(experiment: Experiment, data: ScanSource, folder: Path, scoring: Scoring, label: str) -> Embeddings:
-    run = pretrain(experiment, data, label=label)
+    run = pretrain(experiment, data, label=label, parent=folder)
     module, payload = load_module(run.checkpoint)
     scoring.refuse_seen(payload.seen, payload.salt, f"{label} ({run.folder.name})")
     device = str(choose_device(experiment.trainer.accelerator))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import shlex
 import shutil
+import sys
 import tempfile
 import time
 import warnings
@@ -19,7 +21,7 @@ import lightning as L
 import torch
 
 from brainage.augment import check_augment
-from brainage.config import Experiment, flatten, run_folder, save_experiment
+from brainage.config import Experiment, flatten, network_name, run_folder, save_experiment
 from brainage.data.source import ScanSource
 from brainage.data.splits import age_histogram, seen_people, write_split
 from brainage.data.table import write_table, write_tsv
@@ -66,9 +68,12 @@ class Pretrained:
     seconds: float
 
 
-def pretrain(experiment: Experiment, data: ScanSource, *, label: str = "pretrain") -> Pretrained:
+def pretrain(
+    experiment: Experiment, data: ScanSource, *, label: str = "pretrain", parent: Path | None = None
+) -> Pretrained:
     """Train, or continue, or find finished: the run folder follows from the training configuration alone.
 
+    `parent` is the folder of the run that this network is compared with; MLflow shows it below that one.
     Raises TrainingStopped when the run collapsed, turned NaN or stalled, CheckpointError when the folder holds another
     run, ConfigError when another process is training it or the device cannot do what is asked.
     """
@@ -84,7 +89,7 @@ def pretrain(experiment: Experiment, data: ScanSource, *, label: str = "pretrain
             return finished
         start = time.perf_counter()
         _write_inputs(folder, experiment, data)
-        checkpoint = _train(folder, experiment, data, label)
+        checkpoint = _train(folder, experiment, data, label, parent)
         seconds = time.perf_counter() - start
         write_json_atomic(
             folder / FINISHED,
@@ -151,11 +156,11 @@ def guard(experiment: Experiment, contract: InputContract) -> None:
         guard_precision(experiment.trainer.precision, device)
 
 
-def _train(folder: Path, experiment: Experiment, data: ScanSource, label: str) -> Path:
+def _train(folder: Path, experiment: Experiment, data: ScanSource, label: str, parent: Path | None) -> Path:
     resume = _resume_from(folder, experiment, data)
     module = build_module(experiment, data)
     journal = MetricJournal(folder / "metrics.jsonl")
-    mlflow = _start_mlflow(folder, experiment, data)
+    mlflow = _start_mlflow(folder, experiment, data, parent)
     recorder = watching.Recorder(journal, experiment.health.every_steps, data.loader_wait_s)
     health = watching.Health(
         HealthWatch(experiment.health, supervised=isinstance(module, SupervisedModule)),
@@ -246,7 +251,13 @@ def _write_inputs(folder: Path, experiment: Experiment, data: ScanSource) -> Non
     write_tsv(data.dropped, folder / "dropped.tsv")
     write_split(data.split, folder / "split.tsv")
     write_json_atomic(folder / "contract.json", data.contract.to_dict())
-    write_json_atomic(folder / "environment.json", {**environment(), "git": git_state(), "split_hash": data.split_hash})
+    found = {**environment(), "git": git_state(), "split_hash": data.split_hash, "command": _command()}
+    write_json_atomic(folder / "environment.json", found)
+
+
+def _command() -> str:
+    """The command line that started this process, or nothing where brainage is used as a library."""
+    return shlex.join(["brainage", *sys.argv[1:]]) if Path(sys.argv[0]).name == "brainage" else ""
 
 
 def _payload(experiment: Experiment, data: ScanSource) -> Payload:
@@ -264,14 +275,17 @@ def _payload(experiment: Experiment, data: ScanSource) -> Payload:
     )
 
 
-def _start_mlflow(folder: Path, experiment: Experiment, data: ScanSource) -> MlflowRun:
-    git = git_state()
+def _start_mlflow(folder: Path, experiment: Experiment, data: ScanSource, parent: Path | None) -> MlflowRun:
+    tags = {"stage": "pretrain", "loss": experiment.loss.name, "git": str(git_state().get("commit", ""))}
+    above = MlflowRun(parent, experiment.tracking).run_id if parent and parent != folder else None
+    if above:
+        tags["mlflow.parentRunId"] = above
     run = start_mlflow_run(
         experiment.tracking,
         run_folder=folder,
-        run_name=folder.name,
+        run_name=network_name(experiment),
         params=flatten(experiment) | {"split_hash": data.split_hash},
-        tags={"stage": "pretrain", "loss": experiment.loss.name, "git": str(git.get("commit", ""))},
+        tags=tags,
     )
     profile = {str(split): int(count) for split, count in data.table["split"].value_counts().items()}
     run.log_cohort(f"{experiment.data.cohort}_{experiment.data.modality}", data.split_hash, profile=profile)
