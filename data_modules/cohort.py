@@ -261,13 +261,12 @@ class ScanBatches(Dataset):
         kind = torch.float16 if dtype == np.float16 else torch.float32
         if not self.reuse:
             return torch.empty(shape, dtype=kind)
-        if len(self._ring) < self.reuse:
+        place, self._turn = self._turn, (self._turn + 1) % self.reuse
+        if place == len(self._ring):
             self._ring.append(torch.empty(shape, dtype=kind))
-            return self._ring[-1]
-        self._turn = (self._turn + 1) % self.reuse
-        if self._ring[self._turn].shape != shape:
-            self._ring[self._turn] = torch.empty(shape, dtype=kind)
-        return self._ring[self._turn]
+        elif self._ring[place].shape != shape:
+            self._ring[place] = torch.empty(shape, dtype=kind)
+        return self._ring[place]
 
 
 class TimedLoader(DataLoader):
