@@ -1,4 +1,4 @@
-"""A simulated OpenBHB cohort shared by the tests of the readers."""
+"""A simulated OpenBHB cohort shared by the tests that start from files."""
 
 from __future__ import annotations
 
