@@ -7,16 +7,17 @@ one, and `key=value` words of the command line override both. Unknown keys are r
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from brainage.errors import ConfigError
+from brainage.experiment_files import chain_of, find_experiment, nearest, read_yaml, shipped_experiments
 from brainage.schema import (
     AugmentConfig,
     CheckpointConfig,
@@ -72,27 +73,30 @@ POSITIVE = (
     "data.batch_size", "loss.temperature", "loss.sigma_years", "optim.lr", "trainer.epochs", "trainer.devices",
     "augment.views", "encoder.width", "encoder.head_dim", "checkpoint.every_steps", "checkpoint.keep",
     "health.every_steps", "evaluate.bootstrap", "evaluate.seeds", "loss.bin_years", "loss.huber_delta_years",
-    "optim.step_epochs", "trainer.validate_every_epochs",
+    "optim.step_epochs", "trainer.validate_every_epochs", "health.patience",
 )  # fmt: skip
-
-
-def shipped_experiments() -> dict[str, Path]:
-    """Name -> file of the experiments that come with brainage (beside the package when installed from a checkout)."""
-    package = Path(__file__).parent
-    folder = package / "experiments" if (package / "experiments").is_dir() else package.parent / "experiments"
-    return {path.stem: path for path in sorted((folder / "pretrain").glob("*.yaml"))}
+NOT_NEGATIVE = (
+    "seed", "data.split_seed", "data.limit", "data.workers", "data.prepare_workers", "data.spacing_mm",
+    "optim.weight_decay", "optim.momentum", "optim.warmup_epochs", "optim.clip_norm",
+    "trainer.threads", "trainer.overfit_batches", "evaluate.scatter_points",
+)  # fmt: skip
+SHARES = (
+    "encoder.dropout", "augment.flip_p", "augment.affine_p", "augment.crop_p", "augment.blur_p", "augment.noise_p",
+    "augment.intensity_p", "augment.cutout_p", "augment.cutout_share", "augment.crop_share",
+)  # fmt: skip
+FOLDERS = ("runs", "data.root", "data.store", "data.split")  # `~` is the home folder; a shell leaves it in key=~/x
 
 
 def load_experiment(name_or_path: str, overrides: list[str] | None = None) -> Experiment:
-    """Read an experiment by its shipped name or its file, then apply `key=value` overrides.
+    """Read an experiment by its shipped name or its file, then apply `key=value` overrides; without a `name` key its
+    name is the file's.
 
     Raises ConfigError naming the file or word, the unknown key and the nearest known one.
     """
     config = OmegaConf.structured(Experiment)
-    path = _find(name_or_path)
-    for source, values in _chain(path):
-        config = _merge(config, values, str(source))
-    config.name = path.stem
+    path = find_experiment(name_or_path)
+    for source, values in chain_of(path):
+        config = _merge(config, {"name": source.stem, **values}, str(source))
     return apply_overrides(config, overrides or [])
 
 
@@ -102,13 +106,14 @@ def apply_overrides(config: Any, overrides: list[str]) -> Experiment:
     for word in overrides:
         if "=" not in word:
             raise ConfigError(f"override {word!r}: expected key=value, for example loss.sigma_years=4")
-        try:
-            values = OmegaConf.from_dotlist([word])
+        try:  # nothing behind the `=` is the empty text
+            values: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f'{word}""' if word.endswith("=") else word]))
         except Exception as error:
             raise ConfigError(f"override {word!r}: not readable as YAML ({' '.join(str(error).split())})") from error
         config = _merge(config, values, f"override {word!r}")
-    experiment = OmegaConf.to_object(config)
-    assert isinstance(experiment, Experiment)
+    for key in FOLDERS:
+        OmegaConf.update(config, key, _without_tilde(OmegaConf.select(config, key)))
+    experiment = _as_experiment(config, "experiment")
     check_experiment(experiment)
     return experiment
 
@@ -124,13 +129,18 @@ def check_experiment(experiment: Experiment) -> None:
         _choice("evaluate.losses", loss, CONTRASTIVE_NAMES + SUPERVISED_NAMES)
     for baseline in experiment.evaluate.baselines:
         _choice("evaluate.baselines", baseline, ("untrained", "pca_ridge", "ridge"))
+    if not experiment.name or "/" in experiment.name:
+        raise ConfigError(f"name={experiment.name!r}: expected a word without '/', since it names the run folder")
     flat = flatten(experiment)
     for key in POSITIVE:
-        if not flat[key] > 0:
+        if not 0 < flat[key] < math.inf:
             raise ConfigError(f"{key}={flat[key]}: expected a number above 0")
-    for key, value in dataclasses.asdict(experiment.augment).items():
-        if key.endswith(("_p", "_share")) and not 0 <= value <= 1:
-            raise ConfigError(f"augment.{key}={value}: expected a share between 0 and 1")
+    for key in NOT_NEGATIVE:
+        if not 0 <= flat[key] < math.inf:
+            raise ConfigError(f"{key}={flat[key]}: expected 0 or more")
+    for key in SHARES:
+        if not 0 <= flat[key] <= 1:
+            raise ConfigError(f"{key}={flat[key]}: expected a share between 0 and 1")
     if experiment.loss.name == "infonce" and experiment.augment.views < 2:
         raise ConfigError(
             "loss.name=infonce: expected augment.views of 2 or more, since the other view is the positive"
@@ -144,7 +154,7 @@ def save_experiment(experiment: Experiment, path: Path) -> None:
 
 def read_experiment(path: Path) -> Experiment:
     """Read a file written by `save_experiment`; its `name` key is kept."""
-    return from_plain(OmegaConf.to_container(OmegaConf.load(path)), str(path))
+    return from_plain(read_yaml(path), str(path))
 
 
 def to_plain(experiment: Experiment) -> dict[str, Any]:
@@ -154,10 +164,7 @@ def to_plain(experiment: Experiment) -> dict[str, Any]:
 
 def from_plain(values: Any, source: str = "checkpoint") -> Experiment:
     """The inverse of `to_plain`; keys a newer schema added get their defaults, unknown ones are refused."""
-    merged = _merge(OmegaConf.structured(Experiment), OmegaConf.create(values), source)
-    experiment = OmegaConf.to_object(merged)
-    assert isinstance(experiment, Experiment)
-    return experiment
+    return _as_experiment(_merge(OmegaConf.structured(Experiment), values, source), source)
 
 
 def flatten(experiment: Experiment) -> dict[str, Any]:
@@ -209,55 +216,36 @@ def sibling(experiment: Experiment, loss: str, seed: int) -> Experiment:
     return dataclasses.replace(experiment, seed=seed, loss=dataclasses.replace(experiment.loss, name=loss))
 
 
-def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
-    """A hint for a typo: `; did you mean X?`, or the list of known names when none is near."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
-
-
-def _find(name_or_path: str) -> Path:
-    path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise ConfigError(f"experiment file {path}: not found")
-        return path
-    shipped = shipped_experiments()
-    if name_or_path not in shipped:
-        raise ConfigError(f"experiment {name_or_path!r}: not shipped{nearest(name_or_path, list(shipped))}")
-    return shipped[name_or_path]
-
-
-def _chain(path: Path) -> list[tuple[Path, Any]]:
-    """The file and its bases, the oldest ancestor first."""
-    chain: list[tuple[Path, Any]] = []
-    while True:
-        if any(path == seen for seen, _ in chain):
-            raise ConfigError(f"{path}: `base` names itself through {' -> '.join(p.name for p, _ in chain)}")
-        try:
-            values = OmegaConf.load(path)
-        except Exception as error:
-            raise ConfigError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
-        if not isinstance(values, DictConfig):
-            raise ConfigError(
-                f"{path}: expected keys and values, found {type(OmegaConf.to_container(values)).__name__}"
-            )
-        base = values.pop("base", None)
-        chain.append((path, values))
-        if base is None:
-            return chain[::-1]
-        beside = path.parent / f"{base}.yaml"
-        path = beside if beside.is_file() else _find(str(base))
-
-
-def _merge(config: Any, values: Any, source: str) -> Any:
-    unknown = sorted(set(_keys(OmegaConf.to_container(values))) - set(flatten(Experiment())))
-    for key in unknown:
-        raise ConfigError(f"{source}: unknown key {key!r}{nearest(key, list(flatten(Experiment())))}")
+def _merge(config: Any, values: dict[str, Any], source: str) -> Any:
+    known = list(flatten(Experiment()))
+    for key in sorted(set(_keys(values)) - set(known)):
+        raise ConfigError(f"{source}: unknown key {key!r}{_nearest_key(key, known)}")
     try:
         return OmegaConf.merge(config, values)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "?"
         raise ConfigError(f"{source}: key {key!r}: {str(error).splitlines()[0]}") from error
+
+
+def _nearest_key(key: str, known: list[str]) -> str:
+    """As `nearest`; a key that is known elsewhere is named, and a far one does not bring all hundred keys with it."""
+    same = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    hint = f"; did you mean {same[0]!r}?" if same else nearest(key, known)
+    return hint if "did you mean" in hint else "; experiments/pretrain/openbhb_exp.yaml explains every key"
+
+
+def _as_experiment(config: Any, source: str) -> Experiment:
+    try:
+        experiment = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "?"
+        raise ConfigError(f"{source}: key {key!r}: {str(error).splitlines()[0]}") from error
+    assert isinstance(experiment, Experiment)
+    return experiment
+
+
+def _without_tilde(folder: str) -> str:
+    return str(Path(folder).expanduser()) if folder.startswith("~") else folder
 
 
 def _keys(values: Any, prefix: str = "") -> list[str]:
