@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,18 +30,35 @@ Limit = Annotated[int, typer.Option("--limit", help="Only the first n scans of e
 Root = Annotated[str, typer.Option("--data", help="Folder of the cohort as downloaded (same as data.root=DIR).")]
 
 
+MENDABLE = {  # what the disk says -> what to do
+    errno.ENOSPC: "free some and run the same command again, it goes on where it stopped",
+    errno.EDQUOT: "free some and run the same command again, it goes on where it stopped",
+    errno.EACCES: "name another folder (runs=DIR, data.store=DIR) or ask for the right to write there",
+    errno.EROFS: "name another folder (runs=DIR, data.store=DIR)",
+}
+
+
 def main() -> None:
     """Entry point: errors a person can mend become one line and exit code 2."""
+    logging.getLogger("brainage").addHandler(logging.NullHandler())  # the stages say the same in their own lines
     try:
         app()
     except BrainageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        _refuse(f"{error.filename or 'disk'}: {error.strerror}; {MENDABLE[error.errno]}")
+
+
+def _refuse(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 @app.command()
 def experiments() -> None:
-    """List the shipped experiments."""
+    """List the shipped experiments, one line each."""
     from brainage.config import load_experiment, shipped_experiments
 
     for name in shipped_experiments():
@@ -98,10 +118,11 @@ def prepare(exp: Exp, overrides: Overrides = None, data: Root = "", limit: Limit
 @app.command()
 def pretrain(exp: Exp, overrides: Overrides = None, data: Root = "", limit: Limit = 0, dry_run: DryRun = False) -> None:
     """Prepare, pre-train (or continue, or find finished); evaluates too when evaluate.after_training is true."""
-    from brainage.stages import evaluate_stage, prepare_stage, pretrain_stage, print_plan
+    from brainage.stages import evaluate_stage, prepare_stage, pretrain_stage, print_plan, refuse_untrainable
 
     experiment = _experiment(exp, overrides, data, limit)
     cohort = _cohort(experiment)
+    refuse_untrainable(experiment, cohort)
     print_plan(experiment, cohort, network=dry_run)
     if dry_run:
         return
@@ -130,12 +151,13 @@ def embed(
     out: Annotated[Path, typer.Option(help="Parquet file to write.")],
     overrides: Overrides = None,
     data: Root = "",
+    limit: Limit = 0,
     dry_run: DryRun = False,
 ) -> None:
     """Embed any cohort (data.cohort=, data.modality=) with a trained encoder; refused when the contract differs."""
     from brainage.stages import embed_stage, finished_run, print_plan, run_experiment
 
-    experiment = run_experiment(finished_run(run), _with_root(overrides, data), other_cohort=True)
+    experiment = run_experiment(finished_run(run), _with_root(overrides, data, limit), other_cohort=True)
     cohort = _cohort(experiment)
     print_plan(experiment, cohort, network=False)
     if not dry_run:
@@ -199,7 +221,8 @@ def demo(overrides: Overrides = None, dry_run: DryRun = False) -> None:
 
 
 def _with_root(overrides: list[str] | None, data: str, limit: int = 0) -> list[str]:
-    return [*(overrides or []), *([f"data.root={data}"] if data else []), *([f"data.limit={limit}"] if limit else [])]
+    root = [f"data.root={json.dumps(data)}"] if data else []  # quoted: a folder may be called 007 or a#b
+    return [*(overrides or []), *root, *([f"data.limit={limit}"] if limit else [])]
 
 
 def _experiment(exp: str, overrides: list[str] | None, data: str, limit: int) -> Any:

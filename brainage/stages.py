@@ -63,11 +63,28 @@ def prepare_stage(data: ScanSource) -> None:
         store = data.prepare(advance)
     console().print(f"store {store.path}: {len(store)} scans, {store.nbytes / 2**30:.2f} GiB", soft_wrap=True)
     if len(store.dropped):
-        first = store.dropped.iloc[0]
+        damaged = store.dropped["reason"].str.startswith("damaged: ")
+        first = store.dropped[damaged if damaged.any() else damaged.notna()].iloc[0]
         warn(
-            f"{len(store.dropped)} scans left out, listed with their reasons in {store.path / 'dropped.tsv'}; "
-            f"the first: {first['participant_id']} ({first['reason']})"
+            f"{len(store.dropped)} scans left out ({damaged.sum()} damaged, {(~damaged).sum()} not usable by the "
+            f"cohort's tables); {store.path / 'dropped.tsv'} lists each with its reason; "
+            f"for example {first['participant_id']}: {first['reason']}"
         )
+
+
+def refuse_untrainable(experiment: Experiment, data: ScanSource) -> None:
+    """Raise now what training would refuse after hours of preparation: too few scans, a network or views that do not
+    fit the samples, a device or precision that this machine does not have."""
+    from brainage.augment import check_augment
+    from brainage.data.sampling import StepBatches
+    from brainage.pretraining.checkpoint import new_module
+    from brainage.pretraining.run import build_trainer, guard
+
+    StepBatches(int((data.planned()["split"] == "train").sum()), experiment.data.batch_size, experiment.seed)
+    check_augment(experiment.augment, data.contract)
+    new_module(experiment, data.contract)
+    build_trainer(experiment, [])
+    guard(experiment, data.contract)
 
 
 def pretrain_stage(experiment: Experiment, data: ScanSource) -> Path:
@@ -181,6 +198,8 @@ def finished_run(folder: Path) -> Path:
     """The folder, if its training has finished; CheckpointError saying what is missing otherwise."""
     from brainage.pretraining.run import FINISHED
 
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; expected a run folder, as printed by `brainage pretrain`")
     if not (folder / FINISHED).is_file():
         raise CheckpointError(f"{folder}: not finished; `brainage pretrain` continues it")
     return folder
