@@ -173,15 +173,15 @@ def report(run: Run) -> None:
 
 
 @app.command()
-def check(
-    exp: Exp, overrides: Overrides = None, data: Root = "",
-    scratch: Annotated[Path, typer.Option(help="Folder for the trial store.")] = Path("stores/check"),
-) -> None:  # fmt: skip
-    """Run the battery any cohort must pass: columns, units, keys, splits, anatomy, store against source."""
+def check(exp: Exp, overrides: Overrides = None, data: Root = "") -> None:
+    """Run the battery any cohort must pass on a few scans: columns, units, keys, splits, anatomy, store."""
+    from tempfile import TemporaryDirectory
+
     from data_modules.check import check_cohort, format_checks
     from data_modules.cohort import open_reader
 
-    checks = check_cohort(open_reader(_experiment(exp, overrides, data, 0).data), scratch)
+    with TemporaryDirectory() as scratch:
+        checks = check_cohort(open_reader(_experiment(exp, overrides, data, 0).data), scratch)
     print(format_checks(checks))
     sys.exit(0 if all(check.passed for check in checks) else 1)
 

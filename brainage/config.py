@@ -7,6 +7,7 @@ one, and `key=value` words of the command line override both. Unknown keys are r
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import math
@@ -218,6 +219,9 @@ def sibling(experiment: Experiment, loss: str, seed: int) -> Experiment:
 
 def _merge(config: Any, values: dict[str, Any], source: str) -> Any:
     known = list(flatten(Experiment()))
+    sections = {name for name, value in to_plain(Experiment()).items() if isinstance(value, dict)}
+    # a section whose keys are all commented out is None
+    values = {key: value for key, value in values.items() if not (key in sections and value in (None, {}))}
     for key in sorted(set(_keys(values)) - set(known)):
         raise ConfigError(f"{source}: unknown key {key!r}{_nearest_key(key, known)}")
     try:
@@ -228,10 +232,12 @@ def _merge(config: Any, values: dict[str, Any], source: str) -> Any:
 
 
 def _nearest_key(key: str, known: list[str]) -> str:
-    """As `nearest`; a key that is known elsewhere is named, and a far one does not bring all hundred keys with it."""
-    same = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    hint = f"; did you mean {same[0]!r}?" if same else nearest(key, known)
-    return hint if "did you mean" in hint else "; experiments/pretrain/openbhb_exp.yaml explains every key"
+    """As `nearest`, but a key without its section is found by its last word, and no list of all hundred keys."""
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    same = [name for name in known if name.rpartition(".")[2] == key]
+    if same or close:
+        return f"; did you mean {(same or close)[0]!r}?"
+    return "; experiments/pretrain/openbhb_exp.yaml explains every key"
 
 
 def _as_experiment(config: Any, source: str) -> Experiment:
@@ -248,17 +254,11 @@ def _without_tilde(folder: str) -> str:
     return str(Path(folder).expanduser()) if folder.startswith("~") else folder
 
 
-def _keys(values: Any, prefix: str = "") -> list[str]:
-    """Dotted names of the leaves of nested dictionaries; sections given as a whole must be dictionaries."""
-    sections = {name for name, value in to_plain(Experiment()).items() if isinstance(value, dict)}
+def _keys(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the leaves of nested dictionaries."""
     names: list[str] = []
     for key, value in values.items():
-        if isinstance(value, dict) and f"{prefix}{key}" in sections:
-            names += _keys(value, f"{prefix}{key}.")
-        elif value is None and f"{prefix}{key}" in sections:
-            continue  # a section whose keys are all commented out
-        else:
-            names.append(f"{prefix}{key}")
+        names += _keys(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [f"{prefix}{key}"]
     return names
 
 
