@@ -31,6 +31,7 @@ class Recorder(L.Callback):
         self.loader_wait_s = loader_wait_s
         self.latest: dict[str, float] = {}
         self._pending: list[tuple[int, torch.Tensor, float]] = []
+        self._rate = 0.0
         self._images = 0
         self._since = time.perf_counter()
         self._waited_s = 0.0
@@ -38,13 +39,17 @@ class Recorder(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._since, self._waited_s = time.perf_counter(), self.loader_wait_s()
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._rate = trainer.optimizers[0].param_groups[0]["lr"]  # at the end of the step it is the next one's
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, PretrainingModule)
         step = trainer.global_step  # steps done, this one included
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        self._pending.append((step, pl_module.outputs["loss"], rate))
+        self._pending.append((step, pl_module.outputs["loss"], self._rate))
         self._images += len(batch["age_years"]) * pl_module.experiment.augment.views
         if step % self.every_steps == 0:
             self.flush()
