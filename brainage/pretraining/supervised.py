@@ -15,8 +15,8 @@ from brainage.pretraining.module import PretrainingModule
 class SupervisedModule(PretrainingModule):
     """Encoder and linear head under L1, L2 or Huber loss, in years.
 
-    The head's unit is the train set's standard deviation of age around its mean (see `fit_ages`): a head that starts at
-    0 then starts as the mean predictor, instead of spending its first epochs on finding the mean.
+    The head's unit is the train set's standard deviation of age around its mean (see `fit_ages`) and it starts at 0, so
+    that training starts from the mean predictor instead of spending its first epochs on finding the mean.
     """
 
     age_mean: Tensor
@@ -25,6 +25,8 @@ class SupervisedModule(PretrainingModule):
     def __init__(self, experiment: Experiment, contract: InputContract, *, steps_per_epoch: int = 1) -> None:
         super().__init__(experiment, contract, steps_per_epoch=steps_per_epoch)
         self.head = nn.Linear(self.encoder.features, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
         self.loss = supervised_loss(experiment.loss)
         self.register_buffer("age_mean", torch.zeros(()))
         self.register_buffer("age_sd", torch.ones(()))
