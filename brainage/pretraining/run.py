@@ -81,14 +81,14 @@ def pretrain(
         return _fast_dev_run(experiment, data)
     folder = run_folder(experiment)
     if experiment.checkpoint.resume == "never" and folder.exists():
-        _move_aside(folder)
+        with _only_process(folder):
+            _move_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _only_process(folder):
         finished = _finished(folder, experiment, data)
         if finished is not None:
             return finished
         start = time.perf_counter()
-        _write_inputs(folder, experiment, data)
         checkpoint = _train(folder, experiment, data, label, parent)
         seconds = time.perf_counter() - start
         write_json_atomic(
@@ -159,34 +159,33 @@ def guard(experiment: Experiment, contract: InputContract) -> None:
 def _train(folder: Path, experiment: Experiment, data: ScanSource, label: str, parent: Path | None) -> Path:
     resume = _resume_from(folder, experiment, data)
     module = build_module(experiment, data)
-    journal = MetricJournal(folder / "metrics.jsonl")
-    mlflow = _start_mlflow(folder, experiment, data, parent)
-    recorder = watching.Recorder(journal, experiment.health.every_steps, data.loader_wait_s)
-    health = watching.Health(
-        HealthWatch(experiment.health, supervised=isinstance(module, SupervisedModule)),
-        recorder, experiment.health.every_steps,
-    )  # fmt: skip
-    keeper = watching.Keeper(
-        folder, _payload(experiment, data), mlflow, recorder, experiment.checkpoint.every_steps,
-        experiment.checkpoint.keep,
-    )  # fmt: skip
-    watchers: list[L.Callback] = [health, recorder, keeper]
-    if experiment.trainer.progress:
-        watchers.append(watching.ProgressLine(recorder, health, module.total_steps, label))
-    trainer = build_trainer(experiment, watchers)
-    guard(experiment, data.contract)
-    print_panel(f"{label} {experiment.name}", start_up(experiment, data, module, folder, resume))
-    status = "FAILED"
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume)  # type: ignore[arg-type]
+    _write_inputs(folder, experiment, data)  # a refused run leaves the folder as it was
+    with (
+        MetricJournal(folder / "metrics.jsonl") as journal,
+        _start_mlflow(folder, experiment, data, parent) as mlflow,  # marks a run that raises as failed or killed
+    ):
+        recorder = watching.Recorder(journal, experiment.health.every_steps, data.loader_wait_s)
+        health = watching.Health(
+            HealthWatch(experiment.health, supervised=isinstance(module, SupervisedModule)),
+            recorder, experiment.health.every_steps,
+        )  # fmt: skip
+        keeper = watching.Keeper(
+            folder, _payload(experiment, data), mlflow, recorder, experiment.checkpoint.every_steps,
+            experiment.checkpoint.keep,
+        )  # fmt: skip
+        watchers: list[L.Callback] = [recorder, health, keeper]  # the step that stops a run is journalled too
+        if experiment.trainer.progress:
+            watchers.append(watching.ProgressLine(recorder, health, module.total_steps, label))
+        trainer = build_trainer(experiment, watchers)
+        guard(experiment, data.contract)
+        print_panel(f"{label} {experiment.name}", start_up(experiment, data, module, folder, resume))
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=resume)  # type: ignore[arg-type]
+        except TrainingStopped as stopped:
+            _record_health(folder, health, "stopped", str(stopped))
+            raise
         _record_health(folder, health, "ok", "")
-        status = "FINISHED"
-    except TrainingStopped as stopped:
-        _record_health(folder, health, "stopped", str(stopped))
-        raise
-    finally:
-        mlflow.finish(status)
-        mlflow.close()
+        mlflow.finish()
     return checkpoints(folder)[0]
 
 
@@ -226,7 +225,7 @@ def _resume_from(folder: Path, experiment: Experiment, data: ScanSource) -> Path
     if path is not None:
         payload = Payload.from_dict(load_checkpoint(path)[PAYLOAD], path)
         refuse_other_run(path, payload, experiment, data.split_hash)
-        data.contract.refuse_other(payload.contract, str(path))
+        payload.contract.refuse_other(data.contract, str(path))
     return path
 
 
@@ -303,7 +302,7 @@ def _fast_dev_run(experiment: Experiment, data: ScanSource) -> Pretrained:
         journal = MetricJournal(Path(scratch) / "metrics.jsonl")
         recorder = watching.Recorder(journal, 1, data.loader_wait_s)
         health = watching.Health(HealthWatch(experiment.health), recorder, 1)
-        trainer = build_trainer(experiment, [health, recorder], max_steps=1, limit_val_batches=1)
+        trainer = build_trainer(experiment, [recorder, health], max_steps=1, limit_val_batches=1)
         guard(experiment, data.contract)
         trainer.fit(module, datamodule=data)  # type: ignore[arg-type]
         trainer.validate(module, datamodule=data, verbose=False)  # type: ignore[arg-type]
@@ -314,7 +313,8 @@ def _quieten_lightning() -> None:
     """Leave out what Lightning says of itself, and its advice that does not apply: the loader resumes by the step."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*your dataloader is not resumable.*", ".*does not have many workers.*", ".*LeafSpec.*"):
+    resumable, workers, leaf = ".*your dataloader is not resumable.*", ".*does not have many workers.*", ".*LeafSpec.*"
+    for message in (resumable, workers, leaf, ".*Total length of `list` across ranks is zero.*"):  # no val split
         warnings.filterwarnings("ignore", message)
 
 
