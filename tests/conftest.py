@@ -1,10 +1,11 @@
-"""A simulated OpenBHB cohort shared by the tests that start from files."""
+"""What tests of several folders share: a simulated OpenBHB cohort on disk, and a finished run."""
 
 from __future__ import annotations
 
 import pytest
 
 from data_modules.simulated.openbhb import write_openbhb
+from tests.scans import SimulatedScans, small_experiment
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +15,13 @@ def simulated(tmp_path_factory):
         tmp_path_factory.mktemp("simulated") / "openbhb", subjects=36, seed=3, spacing_mm=8.0, workers=1,
         modalities=("vbm", "quasiraw", "vbm_roi", "desikan", "destrieux"),
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """(experiment, scans, run) of 12 steps on the vector cohort; to be read only."""
+    from brainage.pretraining.run import pretrain
+
+    experiment = small_experiment(tmp_path_factory.mktemp("finished"))
+    data = SimulatedScans(experiment)
+    return experiment, data, pretrain(experiment, data)

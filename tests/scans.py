@@ -48,7 +48,7 @@ class VectorCohort(CohortReader):
         age = self.table().table["age_years"].iloc[number]
         rng = np.random.default_rng([1, number])
         weights = np.linspace(-1, 1, FEATURES)
-        return (1000 * number % 4 + weights * age + rng.normal(size=FEATURES) * 3).astype(np.float32)
+        return (4 * (number % 4) + weights * age + rng.normal(size=FEATURES) * 3).astype(np.float32)
 
 
 class SimulatedScans(CohortDataModule):

@@ -32,7 +32,7 @@ def test_an_epoch_holds_no_scan_twice_and_leaves_out_less_than_a_batch(n, batch_
     drawn = [batches.batch(step) for step in steps]
     size = min(batch_size, n)
     assert {len(batch) for batch in drawn} == {size}
-    flat = sum(drawn, [])
+    flat = [position for batch in drawn for position in batch]
     assert len(set(flat)) == len(flat)
     assert set(flat) <= set(range(n))
     assert 0 <= n - len(flat) < size
