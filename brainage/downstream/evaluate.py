@@ -6,7 +6,8 @@ Every network and every baseline is `Features`, scored by the same code on the s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pandas as pd
 from brainage.config import EvaluateConfig, Experiment, sibling
 from brainage.data.source import ScanSource
 from brainage.data.splits import refuse_seen
-from brainage.data.table import scan_keys, write_table
+from brainage.data.table import person_keys, scan_keys, write_table
 from brainage.downstream.age import (
     PREDICTION_COLUMNS,
     AgeEvaluation,
@@ -36,15 +37,15 @@ from brainage.downstream.features import (
     read_embeddings,
     write_embeddings,
 )
+from brainage.downstream.probes import FEWEST_FITTED, SCORED, fitted_and_scored
 from brainage.downstream.results import combine, missing_row, results_frame, write_results
 from brainage.downstream.site import SiteEvaluation, challenge_score, evaluate_site, pool_site_seeds
-from brainage.errors import DataError, TrainingStopped
+from brainage.errors import BrainageError, DataError, TrainingStopped
 from brainage.losses.names import SUPERVISED_NAMES
 from brainage.pretraining.checkpoint import load_module
 from brainage.pretraining.run import build_module, pretrain
 from brainage.runtime import choose_device, console, set_threads, warn
 
-SCORED = ("test_internal", "test_external")
 OWN_HEAD = "_head"  # ending of the label of a supervised network judged by the ages it predicts itself
 
 
@@ -57,6 +58,10 @@ class Judged:
     sites: list[SiteEvaluation]
 
     @property
+    def seeds(self) -> list[int]:
+        return [int(age.predictions["seed"].iloc[0]) for age in self.ages]
+
+    @property
     def predictions(self) -> pd.DataFrame:
         return pd.concat([age.predictions for age in self.ages], ignore_index=True)
 
@@ -64,24 +69,26 @@ class Judged:
 def evaluate(experiment: Experiment, data: ScanSource, folder: Path) -> pd.DataFrame:
     """Score the run in `folder`, its siblings (other losses and seeds, trained when missing) and the baselines.
 
-    Writes embeddings/, results.csv and predictions.parquet into `folder` and returns the results. Raises ContractError
-    and LeakageError before anything is scored.
+    Writes embeddings/, results.csv and predictions.parquet into `folder` and returns the results. A network or baseline
+    that cannot be scored is a row with its reason; the first such reason is raised when nothing could be scored at all.
+    Raises DataError when there are too few people, ContractError and LeakageError before anything is scored.
     """
-    experiment = dataclasses.replace(experiment, runs=str(folder.parent))
+    # However the run itself was started, what is finished is scored as it is and what is missing is trained.
+    checkpoint = dataclasses.replace(experiment.checkpoint, resume="auto")
+    experiment = dataclasses.replace(experiment, runs=str(folder.parent), checkpoint=checkpoint)
     set_threads(experiment.trainer.threads)
     scoring = Scoring(experiment, data)
     seeds = range(experiment.seed, experiment.seed + experiment.evaluate.seeds)
-    losses = list(dict.fromkeys([experiment.loss.name, *experiment.evaluate.losses]))
-    frames: list[pd.DataFrame] = []
     judged: list[Judged] = []
-    for loss in losses:
-        models, lost = _networks(experiment, data, folder, scoring, loss, seeds)
-        judged += models
-        frames += [lost] if lost is not None else []
+    for loss in dict.fromkeys([experiment.loss.name, *experiment.evaluate.losses]):
+        judged += _networks(experiment, data, folder, scoring, loss, seeds)
     for baseline in experiment.evaluate.baselines:
-        judged.append(_baseline(experiment, data, folder, scoring, baseline, seeds))
-    frames += [scoring.results(model) for model in judged]
-    frames += [scoring.difference(judged[0], other) for other in judged[1:]] if judged else []
+        judged += _baseline(experiment, data, folder, scoring, baseline, seeds)
+    if not judged:
+        raise scoring.errors[0]
+    frames = [results_frame(scoring.lost), *(scoring.results(model) for model in judged)]
+    if judged[0].label == experiment.loss.name:
+        frames += [scoring.difference(judged[0], other) for other in judged[1:]]
     results = combine(frames)
     write_results(results, folder / "results.csv")
     write_table(pd.concat([model.predictions for model in judged])[PREDICTION_COLUMNS], folder / "predictions.parquet")
@@ -98,14 +105,43 @@ class Scoring:
         self.shared: dict[str, Any] = {"cohort": self.cohort, "config": self.config, "seed": experiment.seed}
         self.limited = experiment.data.limit > 0  # the first n scans may leave a site of test_internal out of train
         self.table = data.table
-        if not self.table["split"].isin(SCORED).any():
-            raise DataError(f"{self.cohort}: no scan in {' or '.join(SCORED)}, nothing to score; check the split")
+        self.lost: list[dict[str, Any]] = []  # rows of what could not be scored
+        self.errors: list[BrainageError] = []  # why
+        fitted, scored = fitted_and_scored(self.table, self.config.fit_splits)
+        found = person_keys(fitted).nunique()
+        if found < FEWEST_FITTED or scored.empty:
+            raise DataError(
+                f"{self.cohort}: {found} people in {' and '.join(self.config.fit_splits)}, {len(scored)} scans in "
+                f"{' and '.join(SCORED)}: too few to evaluate, expected at least {FEWEST_FITTED} people to fit a probe "
+                "on and 1 scan to score; `brainage embed` gives their embeddings"
+            )
 
-    def judge(self, features: list[Features]) -> Judged:
-        """Age and site probes of one model, one `Features` a seed."""
-        ages = [evaluate_age(one, self.table, **self.shared) for one in features]
-        sites = [evaluate_site(one, self.table, limited=self.limited, **self.shared) for one in features]
-        return Judged(features[0].label, ages, sites)
+    def judge(self, label: str, seeds: Sequence[int], features: Callable[[int], Features]) -> list[Judged]:
+        """Age and site probes of one model, `features(seed)` for each of its seeds.
+
+        What stopped in training, or has features that no probe can read, is noted in `lost` and warned of.
+        """
+        ages, sites = [], []
+        for seed in seeds:
+            try:
+                one = features(seed)
+                age = evaluate_age(one, self.table, **self.shared)
+                site = evaluate_site(one, self.table, limited=self.limited, **self.shared)
+            except (DataError, TrainingStopped) as error:
+                self.lose(f"{label}-seed{seed}" if len(seeds) > 1 else label, error)
+            else:
+                ages.append(age)
+                sites.append(site)
+        if not ages and len(seeds) > 1:
+            self.lose(label, self.errors[-1])
+        return [Judged(label, ages, sites)] if ages else []
+
+    def lose(self, label: str, error: BrainageError) -> None:
+        """Note that `label` could not be scored."""
+        reason = f"training stopped: {error}" if isinstance(error, TrainingStopped) else str(error)
+        warn(f"{label} is not scored: {reason}")
+        self.errors.append(error)
+        self.lost += [missing_row(label, self.cohort, split, "age", "mae_years", reason) for split in SCORED]
 
     def own_head(self, label: str, predicted: list[tuple[int, pd.DataFrame]]) -> Judged:
         """A supervised network judged by the ages it predicts itself: (seed, keys with `predicted_age_years`)."""
@@ -121,10 +157,10 @@ class Scoring:
         """Rows of one model; with several seeds, rows of each (`label-seedN`) and of all together (`label`)."""
         several = len(model.ages) > 1
         frames = []
-        for place, age in enumerate(model.ages):
+        for place, (seed, age) in enumerate(zip(model.seeds, model.ages, strict=True)):
             rows = [age.results, *(site.results for site in model.sites[place : place + 1])]
             if several:
-                label = f"{model.label}-seed{age.predictions['seed'].iloc[0]}"
+                label = f"{model.label}-seed{seed}"
                 rows = [frame.assign(run=frame["run"].replace(model.label, label)) for frame in rows]
             frames += rows
         if several:
@@ -151,31 +187,25 @@ class Scoring:
 
 def _networks(
     experiment: Experiment, data: ScanSource, folder: Path, scoring: Scoring, loss: str, seeds: range
-) -> tuple[list[Judged], pd.DataFrame | None]:
-    """The networks of one loss, trained where missing: judged by a probe, and by their own head where they have one.
+) -> list[Judged]:
+    """The networks of one loss, trained where missing: judged by a probe, and by their own head where they have one."""
+    embedded: dict[int, Embeddings] = {}
+    supervised = loss in SUPERVISED_NAMES
 
-    A network that stopped (collapsed, NaN) is a row with its reason instead.
-    """
-    embedded: list[tuple[int, Embeddings]] = []
-    lost = []
-    for seed in seeds:
+    def features(seed: int) -> Features:
         label = f"{loss}-seed{seed}"
-        try:
-            embedded.append((seed, _embedded(sibling(experiment, loss, seed), data, folder, scoring, label)))
-        except TrainingStopped as stopped:
-            warn(f"{label}: {stopped}")
-            lost.append(
-                missing_row(label, scoring.cohort, SCORED[0], "age", "mae_years", f"training stopped: {stopped}")
-            )
-    judged = []
-    if embedded:
-        which = experiment.evaluate.features
-        if loss in SUPERVISED_NAMES:
-            own = [(s, e.keys.assign(predicted_age_years=e.head[:, 0].astype(np.float64))) for s, e in embedded]
-            judged.append(scoring.own_head(loss + OWN_HEAD, own))
-            which = "trunk"
-        judged.insert(0, scoring.judge([e.features(which, loss, seed) for seed, e in embedded]))
-    return judged, results_frame(lost) if lost else None
+        embedded[seed] = _embedded(sibling(experiment, loss, seed), data, folder, scoring, label)
+        return embedded[seed].features("trunk" if supervised else experiment.evaluate.features, loss, seed)
+
+    judged = scoring.judge(loss, seeds, features)
+    if judged and supervised:
+        scored = judged[0].seeds
+        own = [
+            (seed, embedded[seed].keys.assign(predicted_age_years=embedded[seed].head[:, 0].astype(np.float64)))
+            for seed in scored
+        ]
+        judged.append(scoring.own_head(loss + OWN_HEAD, own))
+    return judged
 
 
 def _embedded(experiment: Experiment, data: ScanSource, folder: Path, scoring: Scoring, label: str) -> Embeddings:
@@ -188,41 +218,42 @@ def _embedded(experiment: Experiment, data: ScanSource, folder: Path, scoring: S
         return embed(module, data, np.arange(len(data.table)), device=device)
 
     module.contract.refuse_other(data.contract, str(run.checkpoint))
-    return _kept(folder / "embeddings" / f"{label}.parquet", run.checkpoint, data, compute)
+    return _kept(folder / "embeddings" / f"{label}.parquet", _digest(run.checkpoint), data, compute)
 
 
-def _kept(path: Path, checkpoint: Path | None, data: ScanSource, compute: Callable[[], pd.DataFrame]) -> Embeddings:
-    """The embeddings in `path` if they are those of this checkpoint and these scans, else computed and written."""
-    newer = path.is_file() and (checkpoint is None or path.stat().st_mtime >= checkpoint.stat().st_mtime)
-    if newer:
+def _kept(path: Path, model: str, data: ScanSource, compute: Callable[[], pd.DataFrame]) -> Embeddings:
+    """The embeddings in `path` if they are those of this model and these samples, else computed and written."""
+    source = f"{model}, store {data.store.record['checksum']}"
+    if path.is_file():
         kept = read_embeddings(path)
-        if scan_keys(kept.keys).tolist() == scan_keys(data.table).tolist():
+        if kept.source == source and scan_keys(kept.keys).tolist() == scan_keys(data.table).tolist():
             return kept
     frame = compute()
     path.parent.mkdir(exist_ok=True)
-    write_embeddings(path, frame, np.stack(list(frame["trunk"])), np.stack(list(frame["head"])))
+    write_embeddings(path, frame, np.stack(list(frame["trunk"])), np.stack(list(frame["head"])), source=source)
     return read_embeddings(path)
+
+
+def _digest(checkpoint: Path) -> str:
+    with checkpoint.open("rb") as file:
+        return f"checkpoint {hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def _baseline(
     experiment: Experiment, data: ScanSource, folder: Path, scoring: Scoring, name: str, seeds: range
-) -> Judged:
-    console().print(f"baseline {name}", markup=False)
-    return scoring.judge(list(_baseline_features(experiment, data, folder, name, seeds)))
-
-
-def _baseline_features(
-    experiment: Experiment, data: ScanSource, folder: Path, name: str, seeds: range
-) -> Iterator[Features]:
+) -> list[Judged]:
     """`untrained`: the same encoder with fresh weights, one a seed. `pca_ridge`, `ridge`: no network at all."""
-    if name == "untrained":
-        for seed in seeds:
-            yield _untrained(experiment, data, folder, seed).features("trunk", name, seed)
-    elif name == "pca_ridge":
-        fit_rows = data.rows(*experiment.evaluate.fit_splits)
-        yield pca_features(data.store.arrays, data.table, fit_rows, seed=experiment.seed)
-    else:
-        yield raw_features(data.store.arrays, data.table)
+    console().print(f"baseline {name}", markup=False)
+
+    def features(seed: int) -> Features:
+        if name == "untrained":
+            return _untrained(experiment, data, folder, seed).features("trunk", name, seed)
+        if name == "pca_ridge":
+            fit_rows = data.rows(*experiment.evaluate.fit_splits)
+            return pca_features(data.store.arrays, data.table, fit_rows, seed=experiment.seed)
+        return raw_features(data.store.arrays, data.table)
+
+    return scoring.judge(name, seeds if name == "untrained" else [experiment.seed], features)
 
 
 def _untrained(experiment: Experiment, data: ScanSource, folder: Path, seed: int) -> Embeddings:
@@ -232,4 +263,4 @@ def _untrained(experiment: Experiment, data: ScanSource, folder: Path, seed: int
         module = build_module(sibling(experiment, experiment.loss.name, seed), data)
         return embed(module, data, np.arange(len(data.table)), device=device)
 
-    return _kept(folder / "embeddings" / f"untrained-seed{seed}.parquet", None, data, compute)
+    return _kept(folder / "embeddings" / f"untrained-seed{seed}.parquet", "untrained", data, compute)

@@ -45,6 +45,7 @@ class Embeddings(NamedTuple):
     keys: pd.DataFrame
     trunk: np.ndarray
     head: np.ndarray
+    source: str = ""  # what they were computed from, as `write_embeddings` was told
 
     def features(self, which: Literal["trunk", "head"], label: str, seed: int) -> Features:
         return Features(label, seed, self.keys, self.trunk if which == "trunk" else self.head)
@@ -76,14 +77,20 @@ def join(features: Features, table: pd.DataFrame) -> np.ndarray:
     return values
 
 
-def write_embeddings(path: str | Path, keys: pd.DataFrame, trunk: np.ndarray, head: np.ndarray) -> None:
-    """Write a parquet file of the KEY columns and the lists `trunk` and `head`, whole or not at all."""
+def write_embeddings(
+    path: str | Path, keys: pd.DataFrame, trunk: np.ndarray, head: np.ndarray, *, source: str = ""
+) -> None:
+    """Write a parquet file of the KEY columns and the lists `trunk` and `head`, whole or not at all.
+
+    `source` says what they were computed from (a checkpoint, a store) and is kept in the file's metadata.
+    """
     if not len(keys) == len(trunk) == len(head):
         raise DataError(f"{path}: expected as many keys as vectors, found {len(keys)}, {len(trunk)} and {len(head)}")
     columns = {
         name: pa.array(keys[name].astype("string").fillna("").to_numpy(dtype=object), pa.string()) for name in KEY
     }
     table = pa.table({**columns, "trunk": _lists(trunk), "head": _lists(head)})
+    table = table.replace_schema_metadata({"source": source})
     write_atomically(path, lambda temporary: pq.write_table(table, temporary))
 
 
@@ -99,7 +106,8 @@ def read_embeddings(path: str | Path) -> Embeddings:
         if len(lengths) > 1:
             raise DataError(f"{path}: column {name!r}: expected vectors of one length, found {sorted(lengths)[:5]}")
         vectors[name] = np.stack(list(frame[name])).astype(np.float32) if len(frame) else np.empty((0, 0), np.float32)
-    return Embeddings(frame[KEY], vectors["trunk"], vectors["head"])
+    source = (pq.read_schema(path).metadata or {}).get(b"source", b"").decode()
+    return Embeddings(frame[KEY], vectors["trunk"], vectors["head"], source)
 
 
 def raw_features(samples: np.ndarray, table: pd.DataFrame, label: str = "ridge") -> Features:

@@ -27,6 +27,7 @@ PENALTIES = (1e-2, 1e-1, 1.0, 1e1, 1e2)
 FOLDS = 5
 SCORED = ("test_internal", "test_external")
 PUBLISHED_ITERATIONS = 150
+FEWEST_FITTED = 4  # people: two folds of two
 
 _Predict = Callable[[np.ndarray], np.ndarray]  # features [n, D] -> site names [n]
 
@@ -62,8 +63,8 @@ def grouped_folds(groups: np.ndarray, seed: int, folds: int = FOLDS) -> list[tup
     consequence. With fewer than two groups a fold there are fewer folds, at least two; below four groups DataError.
     """
     names, codes = np.unique(groups, return_inverse=True)
-    if len(names) < 4:
-        raise DataError(f"probe: expected at least 4 people to fit on, found {len(names)}")
+    if len(names) < FEWEST_FITTED:
+        raise DataError(f"probe: expected at least {FEWEST_FITTED} people to fit on, found {len(names)}")
     folds = min(folds, len(names) // 2)
     fold_of = np.empty(len(names), dtype=np.intp)
     fold_of[np.random.default_rng(seed).permutation(len(names))] = np.arange(len(names)) % folds
