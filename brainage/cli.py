@@ -77,10 +77,10 @@ def doctor() -> None:
 def simulate(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     layout: Annotated[str, typer.Option(help="Published layout to write.")] = "openbhb",
-    subjects: Annotated[int, typer.Option(min=10)] = 400,
-    seed: int = 0,
+    subjects: Annotated[int, typer.Option(help="People.", min=10)] = 400,
+    seed: Annotated[int, typer.Option(help="Equal seeds write equal files.")] = 0,
     spacing_mm: Annotated[float, typer.Option(help="Voxel size.", min=1.0)] = 4.0,
-    modalities: Annotated[str, typer.Option(help="Comma-separated.")] = "vbm",
+    modalities: Annotated[str, typer.Option(help="Comma-separated, for example vbm,vbm_roi.")] = "vbm",
     workers: Annotated[int, typer.Option(help="Processes; 0: one a core.")] = 0,
     dry_run: DryRun = False,
 ) -> None:
@@ -128,13 +128,20 @@ def pretrain(exp: Exp, overrides: Overrides = None, data: Root = "", limit: Limi
         return
     prepare_stage(cohort)
     run = pretrain_stage(experiment, cohort)
-    if experiment.evaluate.after_training and not experiment.trainer.fast_dev_run:
+    if experiment.trainer.fast_dev_run:
+        return
+    if experiment.evaluate.after_training:
         evaluate_stage(experiment, cohort, run)
+    else:
+        print(f"next: brainage evaluate {run}")
 
 
 @app.command()
 def evaluate(run: Run, overrides: Overrides = None, data: Root = "", dry_run: DryRun = False) -> None:
-    """Embeddings, age and site probes, baselines, results, report. Overrides must leave the training as it is."""
+    """Embeddings, age and site probes, baselines, results, report; on the scans (and the --limit) it was trained with.
+
+    Overrides may change data.root, evaluate.* and other keys that leave the training as it is.
+    """
     from brainage.stages import evaluate_stage, finished_run, prepare_stage, print_plan, run_experiment
 
     experiment = run_experiment(finished_run(run), _with_root(overrides, data))
@@ -198,8 +205,8 @@ def sync(run: Run) -> None:
 @app.command()
 def ui(
     uri: Annotated[str, typer.Option(help="MLflow store to browse.")] = "sqlite:///mlflow.db",
-    port: int = 5000,
-    host: str = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the page.")] = 5000,
+    host: Annotated[str, typer.Option(help="0.0.0.0 shows it to other machines too.")] = "127.0.0.1",
 ) -> None:
     """Browse the runs in MLflow's web page."""
     from brainage.stages import serve_ui
@@ -208,14 +215,18 @@ def ui(
 
 
 @app.command()
-def demo(overrides: Overrides = None, dry_run: DryRun = False) -> None:
+def demo(overrides: Overrides = None, limit: Limit = 0, dry_run: DryRun = False) -> None:
     """The whole road on a simulated cohort, in about five minutes on two cores."""
-    from brainage.demo import run_demo
+    from brainage.config import run_folder
+    from brainage.demo import SPACING_MM, SUBJECTS, run_demo
     from data_modules.simulated.openbhb import write_openbhb
 
-    experiment = _experiment("demo", overrides, "", 0)
+    experiment = _experiment("demo", overrides, "", limit)
     if dry_run:
-        print(f"would simulate OpenBHB in {experiment.data.root}, then prepare, pre-train, evaluate and report it")
+        print(
+            f"would simulate {SUBJECTS} people at {SPACING_MM:g} mm as OpenBHB in {experiment.data.root}, then prepare,"
+            f" pre-train, evaluate and report in {run_folder(experiment)}: about 5 minutes, 6 GiB of memory"
+        )
         return
     run_demo(experiment, write_openbhb, _cohort)
 

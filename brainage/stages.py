@@ -50,7 +50,7 @@ def print_plan(experiment: Experiment, data: ScanSource, *, network: bool) -> No
         lines["memory"] = (
             f"about {cost.memory_gib:.1f} GiB to train, {available_memory_gib():.1f} GiB free on this machine"
         )
-        lines["time"] = f"about {_duration(cost.seconds)} a network"
+        lines["time"] = f"about {_duration(max(cost.seconds, 10))} a network"  # starting takes some seconds itself
         if networks > 1:
             lines["time"] += f", {networks} networks with those it is compared with"
         lines["run"] = str(run_folder(experiment))
@@ -82,9 +82,9 @@ def refuse_untrainable(experiment: Experiment, data: ScanSource) -> None:
 
     StepBatches(int((data.planned()["split"] == "train").sum()), experiment.data.batch_size, experiment.seed)
     check_augment(experiment.augment, data.contract)
+    guard(experiment, data.contract)
     new_module(experiment, data.contract)
     build_trainer(experiment, [])
-    guard(experiment, data.contract)
 
 
 def pretrain_stage(experiment: Experiment, data: ScanSource) -> Path:

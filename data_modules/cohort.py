@@ -91,13 +91,15 @@ class CohortDataModule(L.LightningDataModule):
             part = table[table["split"] == split]
             if len(part):
                 ages = part["age_years"]
+                people, sites = person_keys(part).nunique(), part["site"].nunique()
                 lines[split] = (
-                    f"{len(part)} scans of {person_keys(part).nunique()} people at {part['site'].nunique()} sites, "
+                    f"{len(part)} scans of {people} people at {sites} site{'s' * (sites != 1)}, "
                     f"ages {ages.min():.1f}-{ages.max():.1f}"
                 )
         if len(self.listed.dropped):
             reasons = self.listed.dropped["reason"].value_counts()
-            lines["dropped"] = f"{len(self.listed.dropped)}: " + "; ".join(f"{reason}" for reason in reasons.index[:3])
+            shown = "; ".join(f"{reason} ({count})" for reason, count in reasons.head(3).items())
+            lines["dropped"] = f"{len(self.listed.dropped)}: {shown}" + ("; ..." if len(reasons) > 3 else "")
         lines["sample"] = f"{tuple(self.contract.shape)} {self.contract.dtype}, {self.contract.modality}"
         state = "prepared" if self.store_path.is_dir() else "to be prepared"
         lines["store"] = f"{self.store_path} ({self.bytes_needed() / 2**30:.2f} GiB, {state})"

@@ -286,7 +286,7 @@ def test_the_plan_counts_people_scans_and_sites(tmp_path):
     table = data.planned()
     external = table[table["split"] == "test_external"]
     assert lines["test_external"].startswith(
-        f"{len(external)} scans of {external['participant_id'].nunique()} people at 1 sites, ages "
+        f"{len(external)} scans of {external['participant_id'].nunique()} people at 1 site, ages "
     )
     assert "to be prepared" in lines["store"]
     data.prepare()
