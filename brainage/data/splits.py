@@ -1,8 +1,9 @@
 """Who may be learnt from and who is only tested: splits of whole people, drawn by hash, and refusals of any leak.
 
 A split frame has the columns cohort, participant_id, split, one row a person, and is kept as a TSV file. The split of a
-person is a pure function of (seed, cohort, participant_id), so adding or removing people never moves the others. The
-price is that shares are approximate: of n people, a share f comes out as f plus or minus sqrt(f (1 - f) / n).
+person is a pure function of (seed, cohort, participant_id), so adding or removing people never moves the others (but
+from one test to the other, where a site of train comes or goes). The price is that shares are approximate: of n people,
+a share f comes out as f plus or minus sqrt(f (1 - f) / n).
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ def draw_split(
     """A split frame: people of `external_sites` are test_external, a share of the others test_internal, the rest train.
 
     Somebody scanned both at an external and at another site is test_external with all scans, so that training sees
-    neither that site nor that person. Raises DataError on a site that the table does not have, and when nobody is left
-    to train on.
+    neither that site nor that person. test_internal means sites that train has: who is drawn for it from a site of
+    which nobody is left in train (a site of one or two people) is test_external as well. Raises DataError on a site
+    that the table does not have, and when nobody is left to train on.
     """
     _refuse_share("data.internal_fraction", internal_fraction)
     external = list(external_sites)
@@ -40,6 +42,10 @@ def draw_split(
     people["split"] = "train"
     people.loc[_share(people, "internal", seed) < internal_fraction, "split"] = "test_internal"
     people.loc[people["external"], "split"] = "test_external"
+    trained = people.merge(table[[*PERSON, "site"]], on=PERSON).query("split == 'train'")["site"]
+    elsewhere = table.loc[table["site"].notna() & ~table["site"].isin(trained), PERSON]
+    unseen = pd.MultiIndex.from_frame(people[PERSON]).isin(pd.MultiIndex.from_frame(elsewhere))
+    people.loc[unseen & (people["split"] == "test_internal"), "split"] = "test_external"
     if not (people["split"] == "train").any():
         raise DataError(
             f"split: 0 of {len(people)} people are left for train; name fewer "

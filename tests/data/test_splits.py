@@ -51,6 +51,17 @@ def test_somebody_scanned_at_an_external_and_another_site_is_external_with_every
     assert split["simulated", "p0000"] == "test_external"
 
 
+def test_a_site_of_which_nobody_is_left_in_train_is_external():
+    table = people(300)
+    in_test = next(row.participant_id for row in draw(table).itertuples() if row.split == "test_internal")
+    in_train = next(row.participant_id for row in draw(table).itertuples() if row.split == "train")
+    for alone, expected in ((in_test, "test_external"), (in_train, "train")):
+        lonely = table.assign(site=table["site"].mask(table["participant_id"] == alone, "a site of one"))
+        assert as_dict(draw(lonely)) == as_dict(draw(table)) | {("simulated", alone): expected}
+    unknown = table.assign(site=table["site"].mask(table["participant_id"] == in_test, pd.NA))
+    assert as_dict(draw(unknown)) == as_dict(draw(table))  # no site is not another site
+
+
 def test_adding_and_removing_people_never_moves_the_others():
     few = carve_val(draw(people(300)), fraction=0.1, seed=3)
     many_people = pd.concat([people(900), people(100, cohort="other")], ignore_index=True)
