@@ -61,7 +61,7 @@ def kill_at(step: int, runs: Path, *overrides: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "kills"),
     [
-        (["loss.name=exp"], [5]),  # in the middle of the second epoch, one step after a checkpoint
+        (["loss.name=exp"], [7]),  # its last checkpoint, of step 6, stands in the middle of an epoch of four steps
         (
             ["loss.name=l1", "encoder.dropout=0.2", "optim.name=sgd", "optim.schedule=cosine"],
             [4, 8],
