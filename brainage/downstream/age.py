@@ -15,11 +15,19 @@ import pandas as pd
 
 from brainage.config import EvaluateConfig
 from brainage.data.splits import refuse_leakage
-from brainage.data.table import SPLITS, scan_keys
+from brainage.data.table import scan_keys
 from brainage.downstream.features import Features, join
 from brainage.downstream.predictions import PREDICTION_COLUMNS, Predicted, by_seed, predictions_frame, stream
-from brainage.downstream.probes import SCORED, RidgeProbe, fitted_and_scored, people
-from brainage.downstream.results import missing_row, result_row, results_frame
+from brainage.downstream.probes import WIDE_PENALTIES, RidgeProbe, fit_note, fitted_and_scored, people
+from brainage.downstream.results import (
+    FEWEST_PEOPLE,
+    MEAN_PREDICTOR,
+    SCORED,
+    missing_row,
+    result_row,
+    results_frame,
+    too_few_row,
+)
 from brainage.errors import DataError, LeakageError
 from brainage.statistics.bootstrap import Interval, bootstrap, seed_mean
 from brainage.statistics.metrics import AGE_METRICS, bias_years, mae_years
@@ -36,11 +44,13 @@ __all__ = [
     "score_predictions",
 ]
 
-MEAN_PREDICTOR = "mean_predictor"
+STANDARDISED = "standardised_age_years"  # column of predictions: the sensitivity check, not the protocol
 
 
 class AgeEvaluation(NamedTuple):
-    """`results` as in `results.RESULT_COLUMNS`; `predictions` has PREDICTION_COLUMNS, one row a scored scan."""
+    """`results` as in `results.RESULT_COLUMNS`; `predictions` has PREDICTION_COLUMNS, one row a scored scan, and after
+    a probe STANDARDISED, which `pool_seeds` reads.
+    """
 
     results: pd.DataFrame
     predictions: pd.DataFrame
@@ -53,28 +63,29 @@ def evaluate_age(
     cohort: str,
     config: EvaluateConfig,
     seed: int,
-    in_sample: bool = False,
 ) -> AgeEvaluation:
     """Fit the ridge probe on the people of `config.fit_splits`, score those of the two tests.
 
     `cohort` is the name that the rows carry; `seed` shuffles the folds and draws the resamples: give every model the
-    same one, so that all are scored on the same resamples. `in_sample` also scores the fitted people, marked as such.
-    Raises what `fitted_and_scored`, `join` and `RidgeProbe.fit` raise.
+    same one, so that all are scored on the same resamples. The task `age` is the published protocol, whose penalty
+    depends on the scale of the features; `age_standardised` beside it is a check of how much: a ridge on standardised
+    features over a wider grid. Raises what `fitted_and_scored`, `join` and `RidgeProbe.fit` raise.
     """
     fitted, scored = fitted_and_scored(table, config.fit_splits)
-    probe = RidgeProbe(seed=seed).fit(join(features, fitted), fitted["age_years"].to_numpy(), people(fitted))
-    if in_sample:
-        scored = pd.concat([fitted, scored], ignore_index=True)
-    predicted = probe.predict(join(features, scored)) if len(scored) else np.empty(0)
-    predictions = predictions_frame(scored, predicted, model=features.label, seed=features.seed)
+    known = join(features, fitted), fitted["age_years"].to_numpy(), people(fitted)
+    probe = RidgeProbe(seed=seed).fit(*known)
+    check = RidgeProbe(WIDE_PENALTIES, seed=seed, standardise=True).fit(*known)
+    X = join(features, scored) if len(scored) else np.empty((0, features.values.shape[1]))
+    predictions = predictions_frame(scored, probe.predict(X), model=features.label, seed=features.seed)
+    predictions[STANDARDISED] = check.predict(X)
     results = score_predictions(
         predictions,
         cohort=cohort,
         config=config,
         seed=seed,
         mean_age_years=mean_age(table, config),
-        note=_fit_note(probe, len(fitted)),
-        in_sample=config.fit_splits if in_sample else (),
+        note=f"ridge on {len(fitted)} scans, {fit_note(probe, 'alpha')}",
+        check_note=f"ridge on {len(fitted)} scans, {fit_note(check, 'alpha')}",
         model=features.label,
     )
     return AgeEvaluation(results, predictions)
@@ -93,28 +104,31 @@ def score_predictions(
     seed: int,
     mean_age_years: float | None = None,
     note: str = "",
-    in_sample: Sequence[str] = (),
+    check_note: str = "",
     model: str = "model",
 ) -> pd.DataFrame:
-    """Results of one model's predictions in every split they hold, and a NaN row for a test without scans.
+    """Results of one model's predictions in both tests, and a NaN row for a test without scans.
 
     With several seeds the estimate is the mean of the metric over seeds (of scores, not the score of an averaged
     prediction), every seed is scored on the same resamples of people, and the note gives the sd over seeds, which the
     interval does not contain. `mean_age_years` adds the rows of the mean predictor; `model` names the rows where there
-    is no prediction at all. Raises LeakageError on predictions for train unless `in_sample` names it, DataError on
-    several models or on seeds that scored different scans.
+    is no prediction at all; `check_note` goes with the STANDARDISED predictions, where there are any. Raises
+    LeakageError on predictions for people outside the tests, DataError on several models or on seeds that scored
+    different scans.
     """
-    if "train" in set(predictions["split"]) - set(in_sample):
-        raise LeakageError("predictions for people of train: not scored unless asked for by name (in_sample)")
+    others = sorted(set(predictions["split"]) - set(SCORED))
+    if others:
+        raise LeakageError(f"predictions for people of {' and '.join(others)}: only {' and '.join(SCORED)} are scored")
     refuse_leakage(predictions)
     rows: list[dict[str, Any]] = []
-    for split in SPLITS:
+    for split in SCORED:
         if (predictions["split"] == split).any():
             block = by_seed(predictions, split, "predicted_age_years")
-            notes = (note, "in-sample: fitted on these people" if split in in_sample else "")
-            rows += _whole_rows(block, cohort, config, seed, mean_age_years, notes)
+            rows += _whole_rows(block, cohort, config, seed, mean_age_years, note)
+            if STANDARDISED in predictions:
+                rows.append(_check_row(by_seed(predictions, split, STANDARDISED), cohort, config, seed, check_note))
             rows += _part_rows(block, cohort, config, seed)
-        elif split in SCORED:
+        else:
             name = str(predictions["model"].iloc[0]) if len(predictions) else model
             rows.append(missing_row(name, cohort, split, "age", "mae_years", f"no scan in {split}"))
     return results_frame(rows)
@@ -141,8 +155,10 @@ def paired_mae_difference(
 ) -> pd.DataFrame:
     """MAE of `first` minus MAE of `second` on the same people, each averaged over its seeds: below 0, first is better.
 
-    The resamples pair the two, so that the interval is free of how difficult the drawn people are for both. Raises
-    DataError when the two models were not scored on the same scans.
+    The resamples pair the two, so that the interval is free of how difficult the drawn people are for both. It holds
+    the luck of the people scored and not that of the training seeds; for that, where both models have the same seeds,
+    the note gives the sd of the difference over seeds and how many seeds favour the first. Raises DataError when the
+    two models were not scored on the same scans.
     """
     rows = []
     for split in SCORED:
@@ -152,15 +168,28 @@ def paired_mae_difference(
         keys = [scan_keys(block.scans).tolist() for block in blocks]
         if len(blocks) < 2 or keys[0] != keys[1]:
             raise DataError(f"{split}: the two models were not scored on the same scans; score both on one table")
-        a, b = (np.abs(block.values - _ages(block)).mean(axis=0) for block in blocks)
+        errors = [np.abs(block.values - _ages(block)) for block in blocks]  # [S, n]
+        a, b = (error.mean(axis=0) for error in errors)
         # The mean of a - b; bias_years is that mean as a weighted function.
         statistic = {"difference": seed_mean(bias_years, b, a[None])}
         found = _intervals(blocks[0], statistic, config, seed)["difference"]
         name = f"{blocks[0].model} - {blocks[1].model}"
-        seeds = [", ".join(map(str, block.seeds)) for block in blocks]
-        notes = (_extent(blocks[0].scans), "below 0: the first is better", f"seeds {seeds[0]} against {seeds[1]}")
+        notes = (_extent(blocks[0].scans), "below 0: the first is better", "interval over people only")
+        notes += (_seed_differences(blocks, [error.mean(axis=1) for error in errors]),)
         rows.append(result_row(name, cohort, split, "age", "mae_difference_years", found, blocks[0].n, *notes))
     return results_frame(rows)
+
+
+def _seed_differences(blocks: Sequence[Predicted], maes: Sequence[np.ndarray]) -> str:
+    """The phrase on seeds of a paired difference; `maes` holds one number a seed for each of the two models."""
+    first, second = (", ".join(map(str, block.seeds)) for block in blocks)
+    if blocks[0].seeds != blocks[1].seeds:
+        return f"seeds {first} against {second}: not matched"
+    if len(blocks[0].seeds) == 1:
+        return f"one seed ({first}): nothing is known of the spread over seeds"
+    differences = maes[0] - maes[1]
+    better = f"the first is better in {(differences < 0).sum()} of {len(differences)}"
+    return f"matched seeds {first}: sd of their differences {differences.std(ddof=1):.3g}, {better}"
 
 
 def _whole_rows(
@@ -169,7 +198,7 @@ def _whole_rows(
     config: EvaluateConfig,
     seed: int,
     mean_age_years: float | None,
-    notes: tuple[str, ...],
+    note: str,
 ) -> list[dict[str, Any]]:
     age, one = _ages(block), np.ones((1, len(block.scans)))
     statistics = {name: seed_mean(metric, age, block.values) for name, metric in AGE_METRICS.items()}
@@ -180,7 +209,7 @@ def _whole_rows(
     rows = []
     for name, metric in AGE_METRICS.items():
         spread = block.spread([metric(age, predicted, one)[0] for predicted in block.values])
-        whole = (extent, spread, *notes)
+        whole = (extent, spread, note)
         rows.append(result_row(block.model, cohort, block.split, "age", name, found[name], block.n, *whole))
     if mean_age_years is not None:
         whole = (extent, f"predicts {mean_age_years:.1f} years for everybody")
@@ -189,8 +218,16 @@ def _whole_rows(
     return rows
 
 
+def _check_row(block: Predicted, cohort: str, config: EvaluateConfig, seed: int, note: str) -> dict[str, Any]:
+    age, one = _ages(block), np.ones((1, len(block.scans)))
+    found = _intervals(block, {"mae": seed_mean(mae_years, age, block.values)}, config, seed)["mae"]
+    spread = block.spread([mae_years(age, predicted, one)[0] for predicted in block.values])
+    notes = (_extent(block.scans), spread, note, "a check: standardised features, penalties from 1e-4 to 1e6")
+    return result_row(block.model, cohort, block.split, "age_standardised", "mae_years", found, block.n, *notes)
+
+
 def _part_rows(block: Predicted, cohort: str, config: EvaluateConfig, seed: int) -> list[dict[str, Any]]:
-    """The MAE of each site (task age_by_site) and each decade of age (task age_by_band)."""
+    """The MAE of each site (task age_by_site) and each decade of age (task age_by_band) of FEWEST_PEOPLE or more."""
     decades = (_ages(block) // 10).astype(int) * 10
     parts = {
         "site": block.scans["site"].fillna("unknown").str.replace(";", ",").to_numpy(dtype=str),
@@ -201,12 +238,13 @@ def _part_rows(block: Predicted, cohort: str, config: EvaluateConfig, seed: int)
         for name in sorted(set(names), key=lambda text: (len(text) if kind == "band" else 0, text)):  # 20-29 < 100-109
             here = names == name
             part = block._replace(scans=block.scans[here], values=block.values[:, here])
+            where = (block.model, cohort, block.split, f"age_by_{kind}", "mae_years")
+            if part.n < FEWEST_PEOPLE:
+                rows.append(too_few_row(*where, part.n, f"{kind}={name}"))
+                continue
             statistic = {"mae": seed_mean(mae_years, _ages(part), part.values)}
             found = _intervals(part, statistic, config, seed)["mae"]
-            notes = (f"{kind}={name}", _extent(part.scans))
-            rows.append(
-                result_row(block.model, cohort, block.split, f"age_by_{kind}", "mae_years", found, part.n, *notes)
-            )
+            rows.append(result_row(*where, found, part.n, f"{kind}={name}", _extent(part.scans)))
     return rows
 
 
@@ -219,12 +257,7 @@ def _ages(block: Predicted) -> np.ndarray:
 
 
 def _extent(scans: pd.DataFrame) -> str:
+    """Ages in whole years, and of FEWEST_PEOPLE or more: the youngest and the oldest are single persons."""
     ages = scans["age_years"]
-    return f"{len(scans)} scans; ages {ages.min():.1f}-{ages.max():.1f} years"
-
-
-def _fit_note(probe: RidgeProbe, scans: int) -> str:
-    note = f"ridge on {scans} scans, alpha {probe.alpha_:g}"
-    if probe.alpha_ in (min(probe.alphas), max(probe.alphas)):
-        note += " (edge of the grid)"
-    return note if probe.folds_ == probe.folds else f"{note}; only {probe.folds_} folds: few people"
+    shown = f"; ages {ages.min():.0f}-{ages.max():.0f} years" if len(np.unique(people(scans))) >= FEWEST_PEOPLE else ""
+    return f"{len(scans)} scans{shown}"

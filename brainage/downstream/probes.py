@@ -19,15 +19,18 @@ from sklearn.linear_model import LogisticRegression
 
 from brainage.data.splits import refuse_leakage
 from brainage.data.table import SPLITS, person_keys, scan_keys
+from brainage.downstream.results import EDGE, SCORED
 from brainage.downstream.softmax import Softmax, fit_softmax_path
 from brainage.errors import ConfigError, DataError, LeakageError
 from brainage.statistics.metrics import balanced_accuracy
 
 PENALTIES = (1e-2, 1e-1, 1.0, 1e1, 1e2)
+WIDE_PENALTIES = tuple(10.0**decade for decade in range(-4, 7))
 FOLDS = 5
-SCORED = ("test_internal", "test_external")
 PUBLISHED_ITERATIONS = 150
 FEWEST_FITTED = 4  # people: two folds of two
+
+_ROUNDING = 1e-6  # spread, as a share of the largest value, that float32 cannot tell from none
 
 _Predict = Callable[[np.ndarray], np.ndarray]  # features [n, D] -> site names [n]
 
@@ -75,18 +78,25 @@ class RidgeProbe:
     """Ridge regression with an unpenalised intercept, its penalty chosen by R2 over grouped folds.
 
     Minimises |y - X b - c|^2 + alpha |b|^2 (Hoerl and Kennard 1970) for every alpha from one decomposition a fold.
+    `standardise` divides each feature by its sd over the fitted rows, so that alpha means the same whatever the unit of
+    the features; features that are constant up to rounding are left out.
     """
 
-    def __init__(self, alphas: Sequence[float] = PENALTIES, folds: int = FOLDS, seed: int = 0) -> None:
+    def __init__(
+        self, alphas: Sequence[float] = PENALTIES, folds: int = FOLDS, seed: int = 0, *, standardise: bool = False
+    ) -> None:
         self.alphas = alphas
         self.folds = folds
         self.seed = seed
+        self.standardise = standardise
 
     def fit(self, X: np.ndarray, y: np.ndarray, groups: np.ndarray) -> RidgeProbe:
         """X [n, D], y [n], groups [n] (the person of each scan). Raises DataError on values that are not finite."""
         X, y = _checked_features(X, len(y)), np.asarray(y, dtype=np.float64)
         if not np.isfinite(y).all():
             raise DataError(f"age probe: {int((~np.isfinite(y)).sum())} of {len(y)} ages are not finite")
+        scale = _spread(X) if self.standardise else np.ones(X.shape[1])
+        X = X / scale if self.standardise else X  # no copy of raw features without need
         splits = grouped_folds(np.asarray(groups), self.seed, self.folds)
         scores = np.empty((len(splits), len(self.alphas)))
         for fold, (train, held_out) in enumerate(splits):
@@ -96,7 +106,7 @@ class RidgeProbe:
         self.scores_ = scores.mean(axis=0)  # [A]
         self.alpha_ = float(self.alphas[int(np.argmax(self.scores_))])
         coefs, intercepts = _ridge_path(X, y, [self.alpha_])
-        self.coef_, self.intercept_ = coefs[:, 0], float(intercepts[0])
+        self.coef_, self.intercept_ = coefs[:, 0] / scale, float(intercepts[0])
         return self
 
     def predict(self, X: np.ndarray) -> np.ndarray:
@@ -179,6 +189,13 @@ def people(table: pd.DataFrame) -> np.ndarray:
     return person_keys(table).to_numpy(dtype=str)
 
 
+def fit_note(probe: RidgeProbe | SiteProbe, chosen: str) -> str:
+    """The chosen penalty (`alpha 100`), whether it lies at the edge of its grid, and whether folds were few."""
+    value, grid = (probe.alpha_, probe.alphas) if isinstance(probe, RidgeProbe) else (probe.C_, probe.Cs)
+    note = f"{chosen} {value:g}" + (f" {EDGE}" if value in (min(grid), max(grid)) else "")
+    return note if probe.folds_ == probe.folds else f"{note}; only {probe.folds_} folds: few people"
+
+
 def _only(site: str, X: np.ndarray) -> np.ndarray:
     return np.full(len(X), site)
 
@@ -196,6 +213,12 @@ def _checked_features(X: np.ndarray, n: int) -> np.ndarray:
             f"probe: {int((~np.isfinite(X)).any(axis=1).sum())} of {n} rows hold values that are not finite"
         )
     return X
+
+
+def _spread(X: np.ndarray) -> np.ndarray:
+    """[D] standard deviations; infinite, which makes the feature 0, where all but float32 rounding is constant."""
+    sd = X.std(axis=0)
+    return np.where(sd > _ROUNDING * np.abs(X).max(axis=0), sd, np.inf)
 
 
 def _ridge_path(X: np.ndarray, y: np.ndarray, alphas: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

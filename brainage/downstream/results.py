@@ -7,6 +7,7 @@ joined by `; `; in a row about a part of a split the first phrase names the part
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,13 @@ from brainage.statistics.bootstrap import Interval
 
 RESULT_COLUMNS = ["run", "cohort", "split", "task", "metric", "estimate", "low", "high", "n", "note"]
 PARTS = ("site", "band")
+INTERNAL, EXTERNAL = SCORED = ("test_internal", "test_external")
+MEAN_PREDICTOR, CHANCE = "mean_predictor", "chance"  # what models are compared with, as names in `run`
+FEWEST_PEOPLE = 5  # a part below this has no estimate and no ages: results leave the machine, single persons must not
+EDGE = "(edge of the grid)"  # ending of the phrase on a penalty that a wider grid might have changed
 _TEXT = ("run", "cohort", "split", "task", "metric", "note")
 _NUMBERS = ("estimate", "low", "high")
+_NOTHING = Interval(np.nan, np.nan, np.nan)
 
 
 def result_row(
@@ -34,8 +40,19 @@ def result_row(
 
 
 def missing_row(run: str, cohort: str, split: str, task: str, metric: str, reason: str) -> dict[str, Any]:
-    """The row of a number that could not be computed."""
-    return result_row(run, cohort, split, task, metric, Interval(np.nan, np.nan, np.nan), 0, f"not computed: {reason}")
+    """The row of a number that could not be computed; scans (`cohort/person/...`) and paths in the reason are masked.
+
+    >>> missing_row("exp", "ixi", "test_internal", "age", "mae_years", "no vector, first ixi/IXI012/1/1")["note"]
+    'not computed: no vector, first …'
+    """
+    masked = re.sub(r"\S+/\S*|\S*/\S+", "…", reason)
+    return result_row(run, cohort, split, task, metric, _NOTHING, 0, f"not computed: {masked}")
+
+
+def too_few_row(run: str, cohort: str, split: str, task: str, metric: str, n: int, part: str) -> dict[str, Any]:
+    """The row of a part (`site=Guys`) of fewer than FEWEST_PEOPLE people: their number and nothing else."""
+    reason = f"not shown: fewer than {FEWEST_PEOPLE} people"
+    return result_row(run, cohort, split, task, metric, _NOTHING, n, part, reason)
 
 
 def results_frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:

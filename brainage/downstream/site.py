@@ -16,13 +16,12 @@ from brainage.config import EvaluateConfig
 from brainage.data.table import KEY, scan_keys
 from brainage.downstream.features import Features, join
 from brainage.downstream.predictions import Predicted, by_seed, stream
-from brainage.downstream.probes import SiteProbe, fitted_and_scored, people
-from brainage.downstream.results import missing_row, result_row, results_frame
+from brainage.downstream.probes import SiteProbe, fit_note, fitted_and_scored, people
+from brainage.downstream.results import CHANCE, EXTERNAL, INTERNAL, missing_row, result_row, results_frame
 from brainage.errors import DataError
 from brainage.statistics.bootstrap import FEWEST_PERSONS, Interval, bootstrap, interval, replicates, seed_mean
 from brainage.statistics.metrics import balanced_accuracy, mae_years
 
-INTERNAL, EXTERNAL = "test_internal", "test_external"
 SITE_PREDICTION_COLUMNS = [*KEY, "split", "site", "model", "seed", "probe", "predicted_site", "classes", "fit_note"]
 PROBES = {"converged": "", "published": "_published"}  # probe -> ending of its tasks
 
@@ -96,7 +95,7 @@ def score_sites(predictions: pd.DataFrame, *, cohort: str, config: EvaluateConfi
         rows.append(result_row(block.model, cohort, INTERNAL, task, "balanced_accuracy", found, block.n, *notes))
         chance = Interval(1 / classes, np.nan, np.nan)
         note = f"1 / {classes} sites fitted"
-        rows.append(result_row("chance", cohort, INTERNAL, task, "balanced_accuracy", chance, block.n, note))
+        rows.append(result_row(CHANCE, cohort, INTERNAL, task, "balanced_accuracy", chance, block.n, note))
     return results_frame(rows)
 
 
@@ -192,12 +191,10 @@ def _reason_to_skip(fitted: pd.DataFrame, internal: pd.DataFrame, scored: pd.Dat
 
 def _fit_note(probe: SiteProbe) -> str:
     state = "converged" if probe.converged_ else "NOT converged"
-    note = f"{probe.solver} {state}, C {probe.C_:g}"
-    if probe.C_ in (min(probe.Cs), max(probe.Cs)):
-        note += " (edge of the grid)"
+    note = f"{probe.solver} {state}, {fit_note(probe, 'C')}"
     if probe.lonely_sites_:
         note += f"; {len(probe.lonely_sites_)} sites have one fitted person, whom no fold can recognise"
-    return note if probe.folds_ == probe.folds else f"{note}; only {probe.folds_} folds: few people"
+    return note
 
 
 def _sites(block: Predicted) -> np.ndarray:

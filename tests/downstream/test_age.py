@@ -12,6 +12,7 @@ from sklearn.model_selection import GridSearchCV
 from brainage.config import EvaluateConfig
 from brainage.data.table import PERSON
 from brainage.downstream.age import (
+    STANDARDISED,
     evaluate_age,
     mean_age,
     paired_mae_difference,
@@ -43,7 +44,7 @@ def test_the_age_of_unseen_people_is_the_one_that_scikit_learn_predicts():
     folds = grouped_folds(people(fitted), KNOWN["seed"])
     search = GridSearchCV(Ridge(), {"alpha": PENALTIES}, scoring="r2", cv=folds)
     search.fit(join(features, fitted).astype(np.float64), fitted["age_years"])
-    assert list(found.predictions.columns) == PREDICTION_COLUMNS
+    assert list(found.predictions.columns) == [*PREDICTION_COLUMNS, STANDARDISED]
     for split, count in {"test_internal": 24, "test_external": 20}.items():
         scored = table[table["split"] == split]
         expected = search.predict(join(features, scored).astype(np.float64))
@@ -56,7 +57,7 @@ def test_the_age_of_unseen_people_is_the_one_that_scikit_learn_predicts():
         assert mean["estimate"] == pytest.approx(mean_absolute_error(scored["age_years"], average))
         assert mae["low"] < mae["estimate"] < mae["high"] < mean["low"]
         assert mae["n"] == count
-        ages = f"ages {scored['age_years'].min():.1f}-{scored['age_years'].max():.1f} years"
+        ages = f"ages {scored['age_years'].min():.0f}-{scored['age_years'].max():.0f} years"
         assert mae["note"] == f"{2 * count} scans; {ages}; ridge on 140 scans, alpha {search.best_params_['alpha']:g}"
     assert set(found.predictions["split"]) == {"test_internal", "test_external"}
 
@@ -83,14 +84,45 @@ def test_a_subject_in_two_splits_is_never_scored():
         )
 
 
-def test_fitted_people_are_scored_only_when_asked_for_and_marked():
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_predictions_for_people_outside_the_tests_are_not_scored(split):
     table = make_table()
-    found = evaluate_age(make_features(table), table, in_sample=True, **KNOWN)
-    assert row(found.results, "train")["note"].endswith("in-sample: fitted on these people")
-    assert row(found.results, "val")["note"].endswith("in-sample: fitted on these people")
-    assert "in-sample" not in row(found.results, "test_internal")["note"]
-    with pytest.raises(LeakageError, match="people of train"):
-        score_predictions(found.predictions, **KNOWN)
+    fitted = table[table["split"] == split]
+    predictions = predictions_frame(fitted, fitted["age_years"].to_numpy(), model="exp", seed=0)
+    with pytest.raises(LeakageError, match=f"predictions for people of {split}: only test_internal and test_external"):
+        score_predictions(predictions, **KNOWN)
+
+
+def test_the_check_on_standardised_features_is_scikit_learns_ridge_and_scored_on_the_same_resamples():
+    table = make_table(scans=2)
+    features = make_features(table)
+    found = evaluate_age(features, table, **KNOWN)
+    fitted = table[table["split"].isin(["train", "val"])]
+    X = join(features, fitted).astype(np.float64)
+    folds = grouped_folds(people(fitted), KNOWN["seed"])
+    grid = [10.0**decade for decade in range(-4, 7)]
+    search = GridSearchCV(Ridge(), {"alpha": grid}, scoring="r2", cv=folds)
+    search.fit((X - X.mean(axis=0)) / X.std(axis=0), fitted["age_years"])
+    for split in ("test_internal", "test_external"):
+        scored = table[table["split"] == split]
+        values = (join(features, scored).astype(np.float64) - X.mean(axis=0)) / X.std(axis=0)
+        expected = search.predict(values)
+        check = row(found.results, split, task="age_standardised")
+        assert check["estimate"] == pytest.approx(mean_absolute_error(scored["age_years"], expected))
+        assert f"alpha {search.best_params_['alpha']:g}" in check["note"]
+        same = found.predictions.assign(predicted_age_years=found.predictions[STANDARDISED])
+        mae = row(score_predictions(same, **KNOWN), split)
+        assert check[["low", "high", "n"]].tolist() == mae[["low", "high", "n"]].tolist()
+
+
+def test_the_check_does_not_depend_on_the_units_of_the_features_and_the_protocol_does():
+    table = make_table()
+    features = make_features(table)
+    scaled = dataclasses.replace(features, values=features.values * 1000)
+    one, other = (evaluate_age(f, table, **KNOWN).results for f in (features, scaled))
+    check = [row(results, "test_external", task="age_standardised")["estimate"] for results in (one, other)]
+    assert check[0] == pytest.approx(check[1], rel=1e-5)
+    assert row(one, "test_external")["estimate"] != pytest.approx(row(other, "test_external")["estimate"], rel=1e-3)
 
 
 def test_a_scored_scan_without_a_vector_is_refused():
@@ -129,17 +161,40 @@ def test_a_network_that_predicts_age_itself_is_scored_the_same_way():
 
 
 def test_sites_and_decades_share_out_the_error():
-    table = make_table()
+    table = make_table(internal=60)
     found = evaluate_age(make_features(table), table, **KNOWN)
-    errors = found.predictions.assign(error=(found.predictions["predicted_age_years"] - table["age_years"]).abs())
     errors = found.predictions[found.predictions["split"] == "test_internal"]
     errors = errors.assign(error=(errors["predicted_age_years"] - errors["age_years"]).abs())
     for task, parts in {"age_by_site": errors["site"], "age_by_band": errors["age_years"] // 10}.items():
         rows = found.results[(found.results["task"] == task) & (found.results["split"] == "test_internal")]
-        assert rows["n"].sum() == 24
-        np.testing.assert_allclose(rows["estimate"], errors.groupby(parts.to_numpy())["error"].mean())
+        assert rows["n"].sum() == 60
+        means = errors.groupby(parts.to_numpy())["error"].agg(["mean", "size"])
+        shown = (means["size"] >= 5).to_numpy()
+        np.testing.assert_allclose(rows["estimate"], means["mean"].where(means["size"] >= 5))
+        assert rows.loc[shown, "note"].str.contains("scans; ages").all()
     assert rows["note"].str.split(";").str[0].tolist()[:2] == ["band=10-19", "band=20-29"]
-    assert rows["note"].str.contains("scans; ages").all()
+    assert not shown.all()
+
+
+def test_a_part_of_fewer_than_five_people_has_neither_an_error_nor_ages():
+    table = make_table(scans=2)
+    tiny = table["participant_id"].isin(["ext000", "ext001", "ext002", "ext003"])
+    table.loc[tiny, "site"] = "tiny"
+    results = evaluate_age(make_features(table), table, **KNOWN).results
+    (found,) = results[results["note"].str.startswith("site=tiny")].to_dict("records")
+    assert found["note"] == "site=tiny; not shown: fewer than 5 people"
+    assert found["n"] == 4
+    assert np.isnan([found["estimate"], found["low"], found["high"]]).all()
+    few = results[(results["n"] < 5)]
+    assert few["estimate"].isna().all()
+    assert not few["note"].str.contains("ages").any()
+
+
+def test_a_test_of_fewer_than_five_people_does_not_tell_their_ages():
+    table = make_table(external=4)
+    assert row(evaluate_age(make_features(table), table, **KNOWN).results, "test_external")["note"].startswith(
+        "4 scans; ridge"
+    )
 
 
 def several(table, label="exp", seeds=(0, 1, 2), noise=3.0):
@@ -194,9 +249,32 @@ def test_the_paired_difference_is_that_of_the_maes_and_narrower_than_two_unpaire
     a, b = (row(pool_seeds(frames, **KNOWN), "test_external", run=run) for frames, run in ((exp, "exp"), (worse, "l1")))
     assert found["estimate"] == pytest.approx(a["estimate"] - b["estimate"])
     assert found["high"] - found["low"] < np.hypot(a["high"] - a["low"], b["high"] - b["low"])
-    assert "seeds 0, 1 against 0, 1" in found["note"]
+    assert "interval over people only" in found["note"]
     with pytest.raises(DataError, match="test_external: the two models were not scored on the same scans"):
         paired_mae_difference(exp[0], worse[0][worse[0]["participant_id"] != "ext003"], **KNOWN)
+
+
+def test_a_paired_difference_tells_what_the_seeds_say_where_they_are_matched():
+    table = make_table()
+    exp = several(table)
+    other = [frame.assign(model="l1") for frame in several(table, noise=3.5)]
+    other[1]["predicted_age_years"] = exp[1]["predicted_age_years"] * 1.5
+    (note,) = paired_mae_difference(pd.concat(exp), pd.concat(other), **KNOWN).query("split == 'test_external'")["note"]
+    maes = [[row(score_predictions(one, **KNOWN), "test_external", run=run)["estimate"] for one in frames]
+            for frames, run in ((exp, "exp"), (other, "l1"))]  # fmt: skip
+    differences = np.subtract(*maes)
+    better = int((differences < 0).sum())
+    assert f"matched seeds 0, 1, 2: sd of their differences {np.std(differences, ddof=1):.3g}" in note
+    assert f"the first is better in {better} of 3" in note
+    for frames, words in (
+        (other[:2], "seeds 0, 1, 2 against 0, 1: not matched"),
+        (other[:1], "against 0: not matched"),
+    ):
+        found = paired_mae_difference(pd.concat(exp), pd.concat(frames), **KNOWN)
+        assert found["note"].str.contains(words).all()
+        assert not found["note"].str.contains("sd of").any()
+    alone = paired_mae_difference(exp[0], other[0], **KNOWN)
+    assert alone["note"].str.contains(r"one seed \(0\): nothing is known of the spread").all()
 
 
 def test_scans_of_one_person_count_as_one_person():

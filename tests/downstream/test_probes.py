@@ -10,7 +10,15 @@ import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
 
-from brainage.downstream.probes import PENALTIES, RidgeProbe, SiteProbe, fitted_and_scored, grouped_folds, people
+from brainage.downstream.probes import (
+    PENALTIES,
+    WIDE_PENALTIES,
+    RidgeProbe,
+    SiteProbe,
+    fitted_and_scored,
+    grouped_folds,
+    people,
+)
 from brainage.downstream.softmax import fit_softmax_path
 from brainage.errors import ConfigError, DataError, LeakageError
 
@@ -45,6 +53,15 @@ def test_features_of_very_different_units_are_solved_as_accurately():
     X = X * np.logspace(-2, 6, 12) + 1e6
     probe, reference = RidgeProbe(alphas=[0.1]).fit(X, y, groups), Ridge(0.1, solver="svd").fit(X, y)
     np.testing.assert_allclose(probe.predict(X), reference.predict(X), rtol=1e-7)
+
+
+def test_a_standardised_probe_ignores_units_and_features_that_are_constant_up_to_rounding():
+    X, y, groups = regression(80, 12)
+    noise = np.random.default_rng(1).normal(size=(80, 2))
+    odd = np.column_stack([X * np.logspace(-3, 3, 12), 5 + 1e-7 * noise[:, 0], np.zeros(80)])
+    one, other = (RidgeProbe(WIDE_PENALTIES, standardise=True).fit(one, y, groups) for one in (X, odd))
+    assert other.coef_[-2:].tolist() == [0, 0]
+    np.testing.assert_allclose(one.predict(X), other.predict(odd), rtol=1e-8)
 
 
 def test_folds_hold_out_whole_people_once_and_follow_the_seed_not_the_order():

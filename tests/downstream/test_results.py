@@ -62,6 +62,12 @@ def test_equal_rows_are_kept_once_and_contradicting_ones_refused():
         combine([results_frame([row()]), results_frame([row(estimate=3.0)])])
 
 
+def test_the_reason_of_a_missing_row_names_no_scan_and_no_path():
+    reason = "features 'exp' (seed 0): 2 of 9 scans have no vector, first ixi/IXI012-HH/1/1; see /home/jane/x.parquet"
+    note = missing_row("exp", "ixi", "test_internal", "age", "mae_years", reason)["note"]
+    assert note == "not computed: features 'exp' (seed 0): 2 of 9 scans have no vector, first … see …"
+
+
 def test_rows_of_two_sites_are_two_rows():
     assert len(results_frame([row(note="site=Guys; 3 scans"), row(note="site=HH; 3 scans"), row()])) == 3
 
