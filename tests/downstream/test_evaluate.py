@@ -76,7 +76,8 @@ def test_every_network_and_baseline_is_there_with_its_seeds(evaluated):
     differences = {f"exp - {other}" for other in ("l1", "l1_head", "untrained", "pca_ridge", "ridge")}
     assert {run for run in runs if " - " not in run and " minus " not in run} == expected
     assert len(runs) == len(expected) + len(differences)
-    assert evaluated[3]["estimate"].notna().all()
+    whole = evaluated[3][~evaluated[3]["task"].str.startswith("age_by_")]  # parts of few people are not shown
+    assert whole["estimate"].notna().all()
 
 
 def test_results_and_predictions_are_in_the_run_folder(evaluated):
