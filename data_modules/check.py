@@ -139,7 +139,9 @@ def _left_out(cohort: _Cohort) -> str:
     for key in scan_keys(dropped[silent]):
         raise _WrongError(f"dropped scan {key} has no reason")
     reasons = dropped["reason"].value_counts().head(3)
-    return "; ".join(f"{count} x {reason}" for reason, count in reasons.items()) or "nobody"
+    found = "; ".join(f"{count} x {reason}" for reason, count in reasons.items()) or "nobody"
+    absent = cohort.reader.without_scan()
+    return found + (f"; {len(absent)} people never scanned so" if absent else "")
 
 
 def _split(cohort: _Cohort) -> str:
@@ -216,6 +218,9 @@ def _again(cohort: _Cohort) -> str:
     before = _fingerprint(_prepared(cohort).path)
     after = _fingerprint(_prepared(cohort).path)
     changed = sorted(name for name in before | after if before.get(name) != after.get(name))
+    for path in cohort.paths():
+        if cohort.reader.stamp(path) == "absent":
+            raise _WrongError(f"{path}: its stamp is 'absent', so that a replaced file would go unnoticed")
     if changed:
         raise _WrongError(f"preparing a second time changed {', '.join(changed)}")
     return "a second preparation changes no byte"
@@ -259,8 +264,9 @@ def _prepared(cohort: _Cohort) -> Any:
     table = cohort.table.table.iloc[cohort.rows]
     read = cohort.reader.read
     return prepare_store(
-        table, cohort.reader.contract(), read, cohort.scratch / "store", workers=1, dropped=cohort.table.dropped
-    )
+        table, cohort.reader.contract(), read, cohort.scratch / "store",
+        workers=1, dropped=cohort.table.dropped, stamp=cohort.reader.stamp,
+    )  # fmt: skip
 
 
 def _fingerprint(folder: Path) -> dict[str, tuple[int, str]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,19 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from brainage.config import DataConfig, nearest
 from brainage.data.array_store import ArrayStore
 from brainage.data.sampling import StepBatches
 from brainage.data.splits import apply_split, carve_val, draw_split, read_split, refuse_leakage, split_hash
 from brainage.data.store import estimate_bytes, prepare_store
-from brainage.data.table import SPLITS, CohortTable, person_keys, sample_numbers
+from brainage.data.table import SPLITS, CohortTable, person_keys, person_numbers
 from brainage.errors import ConfigError
 from brainage.imaging.contract import InputContract
 from data_modules import COHORTS
+from data_modules.batches import Batch, ScanBatches, TimedLoader
 from data_modules.reader import CohortReader
-
-Batch = dict[str, Any]
 
 
 def open_reader(config: DataConfig) -> CohortReader:
@@ -67,16 +65,21 @@ class CohortDataModule(L.LightningDataModule):
         if self.config.store != "auto":
             return Path(self.config.store)
         identity = f"{self.reader.root.resolve()}|{self.config.spacing_mm}|{self.config.limit}"
-        if self.config.limit:  # which scans are the first n depends on the split
-            identity += f"|{self.split_hash}"
+        if self.config.limit:  # which scans those are depends on the split
+            identity += f"|people by hash|{self.split_hash}"
         digest = hashlib.blake2b(identity.encode(), digest_size=4).hexdigest()
         return Path("stores") / f"{self.config.cohort}_{self.config.modality}_{digest}"
 
     def planned(self) -> pd.DataFrame:
-        """The scans that a store will hold, with their split, before any of them is read."""
+        """The scans that a store will hold, with their split, before any of them is read.
+
+        `data.limit` takes people in the order of a hash, each with all scans: ids are often sorted by site.
+        """
         table = apply_split(self.listed.table, self.split)
         if self.config.limit:
-            table = table.groupby("split", sort=False).head(self.config.limit).reset_index(drop=True)
+            shuffled = table.iloc[np.argsort(person_numbers(table), kind="stable")]
+            kept = shuffled.groupby("split", sort=False).head(self.config.limit).index
+            table = table.loc[kept.sort_values()].reset_index(drop=True)
         return table
 
     def bytes_needed(self) -> int:
@@ -84,7 +87,7 @@ class CohortDataModule(L.LightningDataModule):
         return estimate_bytes(len(self.planned()), self.contract)
 
     def describe(self) -> dict[str, str]:
-        """Lines of the plan: scans, people and sites of each split, what was dropped, and the store."""
+        """Lines of the plan: scans, people and sites of each split, who was dropped or absent, and the store."""
         table = self.planned()
         lines = {"cohort": f"{self.config.cohort} {self.config.modality} at {self.reader.root}"}
         for split in SPLITS:
@@ -100,6 +103,12 @@ class CohortDataModule(L.LightningDataModule):
             reasons = self.listed.dropped["reason"].value_counts()
             shown = "; ".join(f"{reason} ({count})" for reason, count in reasons.head(3).items())
             lines["dropped"] = f"{len(self.listed.dropped)}: {shown}" + ("; ..." if len(reasons) > 3 else "")
+        absent = self.reader.without_scan()
+        if absent:
+            named = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
+            lines["absent"] = (
+                f"{len(absent)} people of the cohort's tables have no {self.config.modality} here: {named}"
+            )
         lines["sample"] = f"{tuple(self.contract.shape)} {self.contract.dtype}, {self.contract.modality}"
         state = "prepared" if self.store_path.is_dir() else "to be prepared"
         lines["store"] = f"{self.store_path} ({self.bytes_needed() / 2**30:.2f} GiB, {state})"
@@ -116,6 +125,7 @@ class CohortDataModule(L.LightningDataModule):
             workers=self.config.prepare_workers,
             dropped=self.listed.dropped,
             on_progress=on_progress,
+            stamp=self.reader.stamp,
         )
         return self._store
 
@@ -196,96 +206,37 @@ class CohortDataModule(L.LightningDataModule):
         return ScanBatches(self._source(), self.table, rows, reuse=reuse)
 
     def _split(self) -> pd.DataFrame:
-        table, config = self.listed.table, self.config
+        """The split file, else the official split, else a drawn one; val is carved out of its train people, unless a
+        split file has val itself. Keys of a split that is not drawn, or of a val that is not carved, are refused."""
+        config, drawn = self.config, ["external_sites", "internal_fraction"]
         if config.split:
-            return read_split(Path(config.split))
-        split = self.reader.official_split()
-        if split is None:
+            split = read_split(Path(config.split))
+            has_val = bool((split["split"] == "val").any())
+            self._refuse_without_effect([*drawn, *(["val_fraction"] if has_val else [])], f"data.split={config.split}")
+            if has_val:
+                return split
+        elif (official := self.reader.official_split()) is not None:
+            self._refuse_without_effect(drawn, f"the official split of {config.cohort}")
+            split = official
+        else:
             split = draw_split(
-                table,
+                self.listed.table,
                 external_sites=config.external_sites,
                 internal_fraction=config.internal_fraction,
                 seed=config.split_seed,
             )
         return carve_val(split, fraction=config.val_fraction, seed=config.split_seed)
 
-
-class ScanBatches(Dataset):
-    """Whole batches of a store: `dataset.__getitems__(positions)` returns one collated batch.
-
-    `reuse` > 0 copies into a ring of that many buffers instead of new memory; the caller must be done with a batch
-    before the ring comes round (Lightning holds two at most).
-    """
-
-    def __init__(
-        self, source: ArrayStore | np.ndarray | None, table: pd.DataFrame, rows: np.ndarray, *, reuse: int = 0
-    ) -> None:
-        self.source = source  # a store travels to worker processes as its path; None: samples live on the device
-        self.rows = rows
-        self.age_years = table["age_years"].to_numpy(np.float32)
-        self.subject = pd.factorize(person_keys(table))[0].astype(np.int64)
-        self.key = sample_numbers(table).astype(np.int64)
-        self.reuse = reuse
-        self._ring: list[torch.Tensor] = []
-        self._turn = 0
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, position: int) -> Batch:
-        return self.__getitems__([position])
-
-    def __getitems__(self, positions: list[int]) -> Batch:
-        index = self.rows[positions]
-        batch: Batch = {
-            "age_years": torch.from_numpy(self.age_years[index]),
-            "subject": torch.from_numpy(self.subject[index]),
-            "key": torch.from_numpy(self.key[index]),
-            "index": torch.from_numpy(index.astype(np.int64)),
-        }
-        if self.source is not None:
-            batch["sample"] = self._copy(index)
-        return batch
-
-    def _copy(self, index: np.ndarray) -> torch.Tensor:
-        if isinstance(self.source, ArrayStore):
-            out = self._buffer((len(index), *self.source.contract.shape), self.source.contract.dtype)
-            self.source.read(index, out=out.numpy())
-            return out
-        assert self.source is not None
-        out = self._buffer((len(index), *self.source.shape[1:]), self.source.dtype)
-        rows = out.numpy()
-        for place, row in enumerate(index):
-            rows[place] = self.source[row]
-        return out
-
-    def _buffer(self, shape: tuple[int, ...], dtype: np.dtype) -> torch.Tensor:
-        kind = torch.float16 if dtype == np.float16 else torch.float32
-        if not self.reuse:
-            return torch.empty(shape, dtype=kind)
-        place, self._turn = self._turn, (self._turn + 1) % self.reuse
-        if place == len(self._ring):
-            self._ring.append(torch.empty(shape, dtype=kind))
-        elif self._ring[place].shape != shape:
-            self._ring[place] = torch.empty(shape, dtype=kind)
-        return self._ring[place]
-
-
-class TimedLoader(DataLoader):
-    """A DataLoader that adds up how long its consumer waited."""
-
-    waited_s = 0.0
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        batches = super().__iter__()
-        while True:
-            start = time.perf_counter()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            self.waited_s += time.perf_counter() - start
-            yield batch
+    def _refuse_without_effect(self, keys: list[str], ruling: str) -> None:
+        default = DataConfig()
+        given = [key for key in keys if getattr(self.config, key) != getattr(default, key)]
+        if given:
+            found = ", ".join(f"data.{key}={getattr(self.config, key)}" for key in given)
+            back = " ".join(f"data.{key}={getattr(default, key)}" for key in given)
+            raise ConfigError(
+                f"{found}: without effect, since {ruling} says who is in which split; expected {back}, or another "
+                "split as a file, named with data.split"
+            )
 
 
 def _identity(batch: Any) -> Any:

@@ -41,6 +41,20 @@ class _Image(NamedTuple):
     path: str
 
 
+class _Found(NamedTuple):
+    """What the sheets and the files say, before they are joined."""
+
+    people: pd.DataFrame
+    left_out: pd.DataFrame  # rows of the sheets
+    scans: pd.DataFrame
+    repeated: pd.DataFrame  # files, or rows of the thickness table, that are not used
+    hospitals: dict[str, str]  # by file names
+
+    def without_scan(self) -> set[str]:
+        named = {*self.people["participant_id"], *self.left_out["participant_id"]} - {""}
+        return named - {*self.scans["participant_id"], *self.repeated["participant_id"]}
+
+
 class IXI(CohortReader):
     """One modality of IXI. Extra columns: scanner, field_tesla (where a sheet names the scanner)."""
 
@@ -52,22 +66,22 @@ class IXI(CohortReader):
     }
 
     def table(self) -> CohortTable:
-        people, left_out = read_people(self.root)
-        images = list(self._images())
-        scans, repeated = self._thickness_scans() if self.modality == "thickness" else self._image_scans(images)
-        hospitals = {image.participant_id: image.hospital for image in images}
+        found = self._found()
+        people, left_out, scans, repeated, hospitals = found
         rows = scans.merge(people.drop(columns="written"), on="participant_id", how="left", indicator="sheet")
         unknown = rows[rows["sheet"] == "left_only"]
         rows = rows[rows["sheet"] == "both"]
-        absent = people[~people["participant_id"].isin(scans["participant_id"])]
         dropped = [
-            left_out,
+            left_out[~left_out["participant_id"].isin(found.without_scan())],
             repeated,
             unknown[["participant_id", "path"]].assign(reason="no usable row in the demographic sheets"),
-            absent[["participant_id"]].assign(reason=f"in the demographic sheet, but no {self.modality} found"),
         ]
         listed = pd.concat(dropped, ignore_index=True).assign(cohort="ixi", session_id="1", run="")
         return finish_table(_canonical(rows, hospitals), source=str(self.root), dropped=listed)
+
+    def without_scan(self) -> list[str]:
+        """People of the demographic sheets of whom no file or row of this modality is there."""
+        return sorted(self._found().without_scan())
 
     def contract(self) -> InputContract:
         if self.modality == "thickness":
@@ -110,6 +124,12 @@ class IXI(CohortReader):
             region = names[int(np.flatnonzero(~np.isfinite(sample))[0])]
             raise DataError(f"{file}: row {int(row) + 1}: thickness of {region} is missing or no number")
         return sample.copy()
+
+    def _found(self) -> _Found:
+        people, left_out = read_people(self.root)
+        images = self._images()
+        scans, repeated = self._thickness_scans() if self.modality == "thickness" else self._image_scans(images)
+        return _Found(people, left_out, scans, repeated, {image.participant_id: image.hospital for image in images})
 
     def _images(self) -> list[_Image]:
         images = []

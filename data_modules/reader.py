@@ -6,6 +6,8 @@ lightning.
 
 from __future__ import annotations
 
+import os
+import re
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
@@ -51,6 +53,23 @@ class CohortReader(ABC):
     @abstractmethod
     def read(self, path: str) -> np.ndarray:
         """The sample at a locator: float32, shape and axes of the contract; DataError naming the file if damaged."""
+
+    def stamp(self, path: str) -> str:
+        """`size:mtime_ns` of the file behind a locator, `absent` where there is none: what notices a replaced file.
+
+        Kept nowhere, so that a reader which outlives the replacement notices it too; asking for the many rows of one
+        file costs some microseconds each.
+        """
+        try:
+            found = os.stat(self.root / re.split("[!#]", path, maxsplit=1)[0])
+        except OSError:
+            return "absent"
+        return f"{found.st_size}:{found.st_mtime_ns}"
+
+    def without_scan(self) -> list[str]:
+        """People whom the cohort's tables name, but who have no scan of this modality: no dropped scans, since there
+        never were any, yet not to be passed over in silence."""
+        return []
 
     def official_split(self) -> pd.DataFrame | None:
         """Columns cohort, participant_id, split (train, test_internal, test_external), or None where none exists."""

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from brainage.data.files import write_atomically
 from brainage.errors import BrainageError, DataError, StoreError
 
 Read = Callable[[str], np.ndarray]
@@ -98,9 +99,7 @@ def fill(
     """
     rows = _recall(layout, journal)
     todo = [index for index in range(layout.n) if index not in rows]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(workers or cores, len(todo))
-    filled = _here(layout, read, locators, todo) if workers <= 1 else _pooled(layout, read, locators, todo, workers)
+    filled = _rows(layout, read, locators, todo, workers, write=True)
     with open(journal, "a", encoding="utf-8") as lines, closing(filled):
         if on_progress:
             on_progress(len(rows), layout.n)
@@ -111,6 +110,21 @@ def fill(
             if on_progress:
                 on_progress(len(rows), layout.n)
     return [rows[index] for index in range(layout.n)]
+
+
+def reread(
+    layout: Layout, read: Read, locators: list[str], places: list[int], workers: int
+) -> Generator[Row, None, None]:
+    """The Rows that `fill` would give for some places now, as they are read; writes nothing."""
+    return _rows(layout, read, locators, places, workers, write=False)
+
+
+def forget(journal: Path, places: list[int]) -> None:
+    """Take rows out of the journal, so that `fill` reads them again."""
+    if places and journal.is_file():
+        gone = {str(place).encode() for place in places}
+        lines = [line for line in journal.read_bytes().splitlines(keepends=True) if line.split(b"\t")[0] not in gone]
+        write_atomically(journal, lambda temporary: temporary.write_bytes(b"".join(lines)))
 
 
 def compact(layout: Layout, kept: list[int]) -> Layout:
@@ -151,18 +165,29 @@ def _recall(layout: Layout, journal: Path) -> dict[int, Row]:
     return rows
 
 
-def _here(layout: Layout, read: Read, locators: list[str], todo: list[int]) -> Generator[Row, None, None]:
-    with open(layout.path, "r+b") as file:
+def _rows(
+    layout: Layout, read: Read, locators: list[str], todo: list[int], workers: int, *, write: bool
+) -> Generator[Row, None, None]:
+    from brainage.runtime import allowed_cores  # not for the reading processes, which import this module too
+
+    workers = min(workers or allowed_cores(), len(todo))
+    if workers <= 1:
+        return _here(layout, read, locators, todo, write)
+    return _pooled(layout, read, locators, todo, workers, write)
+
+
+def _here(layout: Layout, read: Read, locators: list[str], todo: list[int], write: bool) -> Generator[Row, None, None]:
+    with open(layout.path, "r+b" if write else "rb") as file:
         for index in todo:
-            yield _fill_row(layout, file.fileno(), read, index, locators[index])
+            yield _fill_row(layout, file.fileno() if write else None, read, index, locators[index])
 
 
 def _pooled(
-    layout: Layout, read: Read, locators: list[str], todo: list[int], workers: int
+    layout: Layout, read: Read, locators: list[str], todo: list[int], workers: int, write: bool
 ) -> Generator[Row, None, None]:
     """Rows as they are finished, with at most two samples a process under way."""
     context = multiprocessing.get_context("spawn")  # a forked process may inherit locked threads of torch or a GPU
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(layout, read))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(layout, read, write))
     waiting = iter(todo)
     flying: set[Future[Row]] = set()
     try:
@@ -187,10 +212,11 @@ def _pooled(
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(layout: Layout, read: Read) -> None:
+def _start_worker(layout: Layout, read: Read, write: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    _worker.update(layout=layout, read=read, file=open(layout.path, "r+b"))  # noqa: SIM115
+    file = open(layout.path, "r+b") if write else None  # noqa: SIM115
+    _worker.update(layout=layout, read=read, file=file)
 
 
 def _die_with_parent() -> None:
@@ -202,10 +228,11 @@ def _die_with_parent() -> None:
 
 
 def _fill_row_of_worker(index: int, locator: str) -> Row:
-    return _fill_row(_worker["layout"], _worker["file"].fileno(), _worker["read"], index, locator)
+    file = _worker["file"]
+    return _fill_row(_worker["layout"], file.fileno() if file else None, _worker["read"], index, locator)
 
 
-def _fill_row(layout: Layout, fileno: int, read: Read, index: int, locator: str) -> Row:
+def _fill_row(layout: Layout, fileno: int | None, read: Read, index: int, locator: str) -> Row:
     try:
         sample = _as_stored(read(locator), layout)
     except MemoryError:  # of this machine, not of this scan
@@ -215,7 +242,8 @@ def _fill_row(layout: Layout, fileno: int, read: Read, index: int, locator: str)
         words = " ".join(f"{kind}{error}".split()).encode("utf-8", "backslashreplace").decode()  # odd file names
         return Row(index, "", words[:500] or type(error).__name__)
     data = sample.reshape(-1).view(np.uint8).data
-    _write(fileno, data, layout.offset(index))
+    if fileno is not None:
+        _write(fileno, data, layout.offset(index))
     return Row(index, digest_of(data), "")
 
 

@@ -1,9 +1,10 @@
 """The array store: every sample of a cohort decoded once, in one file that all processes of a node share.
 
-A store is a folder of four files: `arrays.npy` [n, *sample shape] (volumes fp16, vectors fp32), `table.parquet` (same
+A store is a folder of files: `arrays.npy` [n, *sample shape] (volumes fp16, vectors fp32), `table.parquet` (same
 order, plus a `digest` of each row's bytes), `dropped.tsv` (every scan left out, with its reason) and `contract.json`
-(what the samples are, what the store was built from). It is built beside its place, in `<store>.building`, and renamed
-when it is whole; there are no time stamps in it, so that two builds from the same input are equal to the byte.
+(what the samples are, what the store was built from); `stamps.tsv` tells whether the files behind the scans are still
+those files. It is built beside its place, in `<store>.building`, and renamed when it is whole; it holds no time of its
+own, so that two builds from the same files are equal to the byte.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +36,8 @@ from brainage.data.array_store import (
     layout_of,
 )
 from brainage.data.files import write_atomically
-from brainage.data.filling import Layout, Progress, Read, allocate, compact, digest_of, fill
+from brainage.data.filling import Layout, Progress, Read, allocate, compact, digest_of, fill, forget, reread
+from brainage.data.stamps import STAMPS, Sources, Stamp, refuse_replaced
 from brainage.data.table import finish_dropped, scan_keys, validate, write_table, write_tsv
 from brainage.errors import StoreError
 from brainage.imaging.contract import InputContract
@@ -56,6 +58,7 @@ def prepare_store(
     workers: int = 0,
     dropped: pd.DataFrame | None = None,
     on_progress: Progress | None = None,
+    stamp: Stamp | None = None,
 ) -> ArrayStore:
     """Build the store of a finished table at `out`, go on building it, or open it.
 
@@ -64,10 +67,16 @@ def prepare_store(
     splits or extra columns only refresh `table.parquet`. Scans that cannot be read go to `dropped.tsv`, beside the rows
     of `dropped`. `on_progress(done, total)` is called after each sample.
 
-    Raises StoreError when `out` or its unfinished build is of something else, another process is at it, the disk is too
-    small or runs full (what is done is kept: run again), or when not one scan can be read.
+    `stamp(path)` is a text that changes with the file behind a locator; without it those files are never looked at
+    again. Scans of another stamp than before are read again: when all are what they were (files copied or touched), the
+    new stamps are kept; a store is not used beside files that hold something else.
+
+    Raises StoreError when `out` or its unfinished build is of something else, a file was replaced or mended since,
+    another process is at it, the disk is too small or runs full (what is done is kept: run again), or when not one scan
+    can be read.
     """
-    order = _Order(Path(out), table.drop(columns="digest", errors="ignore").reset_index(drop=True), contract, dropped)
+    table = table.drop(columns="digest", errors="ignore").reset_index(drop=True)
+    order = _Order(Path(out), table, contract, dropped, read, workers, on_progress, Sources(table, stamp))
     validate(order.table, f"table for store {out}")
     if order.is_there and (store := _reuse(order, refresh=False)):
         return store  # without the lock: several ranks may open one store at once
@@ -77,7 +86,7 @@ def prepare_store(
             if not order.is_there:  # else it is to be refreshed, or was finished by somebody a moment ago
                 _enter(order)
                 if not (order.building / CONTRACT).is_file():  # written last: with it, only the move is left to do
-                    _fill_folder(order, read, workers, on_progress)
+                    _fill_folder(order)
                 _move_in(order)
             store = _reuse(order, refresh=True)
             assert store is not None
@@ -99,6 +108,10 @@ class _Order:
     table: pd.DataFrame
     contract: InputContract
     dropped: pd.DataFrame | None
+    read: Read
+    workers: int
+    on_progress: Progress | None
+    sources: Sources
 
     @property
     def building(self) -> Path:
@@ -109,6 +122,10 @@ class _Order:
         return layout_of(self.building, len(self.table), self.contract)
 
     @property
+    def locators(self) -> list[str]:
+        return self.table["path"].tolist()
+
+    @property
     def is_there(self) -> bool:
         """An empty folder counts as nothing."""
         return self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir()))
@@ -116,7 +133,7 @@ class _Order:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What a store is of: the part of contract.json that is known before anything is read."""
-        scans = [scan_keys(self.table).tolist(), self.table["path"].tolist(), str(self.contract.dtype), SCHEMA]
+        scans = [scan_keys(self.table).tolist(), self.locators, str(self.contract.dtype), SCHEMA]
         return {
             "schema": SCHEMA,
             "contract": self.contract.to_dict(),
@@ -130,11 +147,11 @@ class _Order:
         return finish_dropped(rows) if self.dropped is None else finish_dropped(rows, self.dropped)
 
 
-def _fill_folder(order: _Order, read: Read, workers: int, on_progress: Progress | None) -> None:
-    """Write the four files of the store, contract.json last."""
+def _fill_folder(order: _Order) -> None:
+    """Write the files of the store, contract.json last."""
     _refuse_small_disk(order)
     allocate(order.layout)
-    rows = fill(order.layout, read, order.table["path"].tolist(), order.building / _JOURNAL, workers, on_progress)
+    rows = fill(order.layout, order.read, order.locators, order.building / _JOURNAL, order.workers, order.on_progress)
     kept = [row.place for row in rows if not row.damage]
     keys = scan_keys(order.table)
     if not kept:
@@ -144,7 +161,10 @@ def _fill_folder(order: _Order, read: Read, workers: int, on_progress: Progress 
         )
     damaged = {keys[row.place]: row.damage for row in rows if row.damage}
     if damaged:
-        _log.warning("store %s: %d of %d scans are damaged, see its %s", order.out, len(damaged), len(rows), DROPPED)
+        _log.warning(
+            "store %s: %d of %d scans are damaged, see its %s; after mending their files delete the store and prepare "
+            "it again", order.out, len(damaged), len(rows), DROPPED
+        )  # fmt: skip
     compact(order.layout, kept)
     table = order.table.iloc[kept].reset_index(drop=True)
     table["digest"] = pd.array([rows[place].digest for place in kept], dtype="string")
@@ -162,6 +182,9 @@ def _enter(order: _Order) -> None:
         if (order.building / name).is_file():
             differs = _differences(json.loads((order.building / name).read_text(encoding="utf-8")), order.identity)
             if not differs:
+                if name == _IDENTITY:
+                    forget(order.building / _JOURNAL, order.sources.changed(order.building))  # read from another file
+                    order.sources.keep(order.building)
                 return
             if _has_samples(order.building):
                 raise StoreError(
@@ -171,6 +194,7 @@ def _enter(order: _Order) -> None:
     order.building.mkdir(exist_ok=True)
     for name in (ARRAYS, _JOURNAL):  # of an attempt that stored no sample
         (order.building / name).unlink(missing_ok=True)
+    order.sources.keep(order.building)
     _write_json(order.building / _IDENTITY, order.identity)
 
 
@@ -181,7 +205,7 @@ def _has_samples(building: Path) -> bool:
 
 def _move_in(order: _Order) -> None:
     for path in order.building.iterdir():  # the journal, and what a killed process left half-written
-        if path.name not in (ARRAYS, TABLE, DROPPED, CONTRACT):
+        if path.name not in (ARRAYS, TABLE, DROPPED, CONTRACT, STAMPS):
             path.unlink()
     _flush_folder(order.building)
     os.rename(order.building, order.out)
@@ -201,10 +225,17 @@ def _reuse(order: _Order, *, refresh: bool) -> ArrayStore | None:
     table = order.table[~scan_keys(order.table).isin(damaged)].reset_index(drop=True)
     table["digest"] = store.table["digest"]
     dropped = store.dropped if order.dropped is None else order.all_dropped(damaged)
-    if table.equals(store.table) and dropped.equals(store.dropped):
+    changed = order.sources.changed(order.out)
+    if not changed and table.equals(store.table) and dropped.equals(store.dropped):
         return store
     if not refresh:
         return None
+    if changed:
+        layout = layout_of(order.out, len(order.table), order.contract)
+        with closing(reread(layout, order.read, order.locators, changed, order.workers)) as rows:
+            refuse_replaced(order.table, store, rows, len(changed), order.on_progress)
+        _log.info("store %s: %d scans have newer files of the same values", order.out, len(changed))
+        order.sources.keep(order.out)
     write_table(table, order.out / TABLE)
     write_tsv(dropped, order.out / DROPPED)
     return ArrayStore.open(order.out)

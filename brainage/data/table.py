@@ -28,6 +28,7 @@ __all__ = [
     "finish_dropped",
     "finish_table",
     "person_keys",
+    "person_numbers",
     "read_table",
     "read_tsv",
     "sample_numbers",
@@ -131,7 +132,16 @@ def person_keys(table: pd.DataFrame) -> pd.Series:
 
 def sample_numbers(table: pd.DataFrame) -> np.ndarray:
     """uint64 [n] below 2**63: a number of each scan that depends on its key alone, never on its place in the table."""
-    digests = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in scan_keys(table)]
+    return _numbers(scan_keys(table))
+
+
+def person_numbers(table: pd.DataFrame) -> np.ndarray:
+    """uint64 [n] below 2**63: the same of each person's scans; their order has nothing to do with site or age."""
+    return _numbers(person_keys(table))
+
+
+def _numbers(keys: pd.Series) -> np.ndarray:
+    digests = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys]
     return np.array([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=np.uint64)
 
 

@@ -19,6 +19,7 @@ import pandas as pd
 from brainage.errors import DataError
 from brainage.imaging.simulate import Scan
 from brainage.imaging.simulated_people import scans
+from brainage.runtime import allowed_cores
 
 _PEOPLE_A_TASK = 8
 _VOXELS_WORTH_PROCESSES = 3e8  # about 10 s of one core; starting processes takes some seconds itself
@@ -59,10 +60,10 @@ def map_people(
 
 
 def worker_count(workers: int, arrays: int, shape: tuple[int, ...]) -> int:
-    """`workers`, or where that is 0 one a core for a long job and 1 for a short one."""
+    """`workers`, or where that is 0 one a core that this process may use for a long job and 1 for a short one."""
     if workers:
         return workers
-    return (os.cpu_count() or 1) if arrays * math.prod(shape) > _VOXELS_WORTH_PROCESSES else 1
+    return allowed_cores() if arrays * math.prod(shape) > _VOXELS_WORTH_PROCESSES else 1
 
 
 _sampler: Any = None  # of a worker process
