@@ -209,7 +209,8 @@ def _whole_rows(
     rows = []
     for name, metric in AGE_METRICS.items():
         spread = block.spread([metric(age, predicted, one)[0] for predicted in block.values])
-        whole = (extent, spread, note)
+        undefined = "not computed: needs scans of different ages" if np.isnan(found[name].estimate) else ""
+        whole = (extent, spread, note, undefined)
         rows.append(result_row(block.model, cohort, block.split, "age", name, found[name], block.n, *whole))
     if mean_age_years is not None:
         whole = (extent, f"predicts {mean_age_years:.1f} years for everybody")
