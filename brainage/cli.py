@@ -144,7 +144,7 @@ def evaluate(run: Run, overrides: Overrides = None, data: Root = "", dry_run: Dr
     """
     from brainage.stages import evaluate_stage, finished_run, prepare_stage, print_plan, run_experiment
 
-    experiment = run_experiment(finished_run(run), _with_root(overrides, data))
+    experiment = run_experiment(finished_run(run).folder, _with_root(overrides, data))
     cohort = _cohort(experiment)
     print_plan(experiment, cohort, network=dry_run)
     if not dry_run:
@@ -164,11 +164,11 @@ def embed(
     """Embed any cohort (data.cohort=, data.modality=) with a trained encoder; refused when the contract differs."""
     from brainage.stages import embed_stage, finished_run, print_plan, run_experiment
 
-    experiment = run_experiment(finished_run(run), _with_root(overrides, data, limit), other_cohort=True)
+    experiment = run_experiment(finished_run(run).folder, _with_root(overrides, data, limit), other_cohort=True)
     cohort = _cohort(experiment)
     print_plan(experiment, cohort, network=False)
     if not dry_run:
-        embed_stage(cohort, run, out)
+        embed_stage(experiment, cohort, run, out)
 
 
 @app.command()

@@ -60,6 +60,7 @@ __all__ = [
     "to_plain",
     "training_hash",
     "training_values",
+    "write_section",
 ]
 
 # Keys that change where or how a run is executed and watched, not what it learns.
@@ -128,6 +129,8 @@ def check_experiment(experiment: Experiment) -> None:
     _choice("loss.name", experiment.loss.name, CONTRASTIVE_NAMES + SUPERVISED_NAMES)
     for loss in experiment.evaluate.losses:
         _choice("evaluate.losses", loss, CONTRASTIVE_NAMES + SUPERVISED_NAMES)
+    for split in experiment.evaluate.fit_splits:
+        _choice("evaluate.fit_splits", split, ("train", "val"))
     for baseline in experiment.evaluate.baselines:
         _choice("evaluate.baselines", baseline, ("untrained", "pca_ridge", "ridge"))
     if not experiment.name or "/" in experiment.name:
@@ -142,15 +145,21 @@ def check_experiment(experiment: Experiment) -> None:
     for key in SHARES:
         if not 0 <= flat[key] <= 1:
             raise ConfigError(f"{key}={flat[key]}: expected a share between 0 and 1")
-    if experiment.loss.name == "infonce" and experiment.augment.views < 2:
-        raise ConfigError(
-            "loss.name=infonce: expected augment.views of 2 or more, since the other view is the positive"
-        )
+    if "infonce" in (experiment.loss.name, *experiment.evaluate.losses) and experiment.augment.views < 2:
+        raise ConfigError("infonce: expected augment.views of 2 or more, since the other view is the positive")
 
 
 def save_experiment(experiment: Experiment, path: Path) -> None:
     """Write every key with its value, so that the file alone repeats the run."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(experiment)), encoding="utf-8")
+    write_section(experiment, path)
+
+
+def write_section(section: Any, path: Path) -> None:
+    """Write an experiment, or one section of it (such as its EvaluateConfig), as YAML."""
+    from brainage.data.files import write_atomically  # pandas: not for `brainage --help`
+
+    text = OmegaConf.to_yaml(OmegaConf.structured(section))
+    write_atomically(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def read_experiment(path: Path) -> Experiment:

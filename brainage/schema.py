@@ -93,7 +93,7 @@ class TrainerConfig:
     devices: int = 1
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the encoder; losses are always fp32
     compile: bool = False  # torch.compile of the encoder
-    deterministic: bool = True  # bit-equal repeats; false may be faster on a GPU
+    deterministic: bool = True  # bit-equal repeats on as many threads; false may be faster on a GPU
     threads: int = 0  # CPU threads; 0: torch's choice
     fast_dev_run: bool = False  # one train and one validation batch, nothing kept
     overfit_batches: int = 0  # train on the first n batches only, again and again: must reach a low loss

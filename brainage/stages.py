@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,10 @@ from rich.table import Table
 from brainage.config import Experiment, apply_overrides, network_name, read_experiment, run_folder, training_values
 from brainage.data.source import ScanSource
 from brainage.errors import CheckpointError, ConfigError
-from brainage.runtime import available_memory_gib, console, print_panel, warn
+from brainage.runtime import available_memory_gib, choose_device, console, print_panel, set_threads, warn
+
+if TYPE_CHECKING:  # imports torch
+    from brainage.pretraining.folder import Pretrained
 
 
 @contextmanager
@@ -43,7 +47,6 @@ def print_plan(experiment: Experiment, data: ScanSource, *, network: bool) -> No
         from brainage.pretraining.plan import training_cost
 
         cost = training_cost(experiment, data.contract, train_scans)
-        networks = experiment.evaluate.seeds * (1 + len(set(experiment.evaluate.losses) - {experiment.loss.name}))
         lines["batches"] = (
             f"{cost.steps_per_epoch} an epoch of {cost.samples_a_step} samples, {cost.steps} steps in all"
         )
@@ -51,9 +54,11 @@ def print_plan(experiment: Experiment, data: ScanSource, *, network: bool) -> No
             f"about {cost.memory_gib:.1f} GiB to train, {available_memory_gib():.1f} GiB free on this machine"
         )
         lines["time"] = f"about {_duration(max(cost.seconds, 10))} a network"  # starting takes some seconds itself
-        if networks > 1:
-            lines["time"] += f", {networks} networks with those it is compared with"
         lines["run"] = str(run_folder(experiment))
+    losses = dict.fromkeys([experiment.loss.name, *experiment.evaluate.losses])
+    if len(losses) * experiment.evaluate.seeds > 1:
+        seeds = experiment.evaluate.seeds
+        lines["compared"] = f"{', '.join(losses)} x {seeds} seeds; evaluation trains what is missing"
     print_panel(experiment.name, lines)
 
 
@@ -78,7 +83,7 @@ def refuse_untrainable(experiment: Experiment, data: ScanSource) -> None:
     from brainage.augment import check_augment
     from brainage.data.sampling import StepBatches
     from brainage.pretraining.checkpoint import new_module
-    from brainage.pretraining.run import build_trainer, guard
+    from brainage.pretraining.trainer import build_trainer, guard
 
     StepBatches(int((data.planned()["split"] == "train").sum()), experiment.data.batch_size, experiment.seed)
     check_augment(experiment.augment, data.contract)
@@ -119,7 +124,7 @@ def report_stage(experiment: Experiment, folder: Path, results: pd.DataFrame) ->
     print_headline(results, experiment.loss.name)
     mlflow = start_mlflow_run(experiment.tracking, run_folder=folder, run_name=network_name(experiment), params={})
     mlflow.log_results(mlflow_metrics(results, experiment.loss.name))
-    shared = ("report.html", "results.csv", "config.yaml", "environment.json", "figures", "tables")
+    shared = ("report.html", "results.csv", "config.yaml", "evaluate.yaml", "environment.json", "figures", "tables")
     mlflow.log_artifacts([name for name in shared if (folder / name).exists()])
     mlflow.finish()
     mlflow.close()
@@ -160,19 +165,19 @@ def _cell(rows: pd.DataFrame, split: str, task: str, metric: str) -> str:
     return "-" if np.isnan(row["estimate"]) else f"{row['estimate']:.2f}{interval}"
 
 
-def embed_stage(data: ScanSource, folder: Path, out: Path) -> None:
+def embed_stage(experiment: Experiment, data: ScanSource, folder: Path, out: Path) -> None:
     """Embed every scan of a cohort with a finished run's encoder."""
     from brainage.downstream.embed import embed
     from brainage.downstream.features import write_embeddings
-    from brainage.pretraining.checkpoint import last_good, load_module
+    from brainage.pretraining.checkpoint import load_module
 
-    path, _ = last_good(folder)
-    if path is None:
-        raise CheckpointError(f"{folder}: no whole checkpoint; `brainage pretrain` makes one")
-    module, _ = load_module(path)
-    module.contract.refuse_other(data.contract, str(path))  # before hours of preparation
+    checkpoint = finished_run(folder).checkpoint
+    module, _ = load_module(checkpoint)
+    module.contract.refuse_other(data.contract, str(checkpoint))  # before hours of preparation
     prepare_stage(data)
-    frame = embed(module, data, np.arange(len(data.table)))
+    set_threads(experiment.trainer.threads)
+    device = str(choose_device(experiment.trainer.accelerator))
+    frame = embed(module, data, np.arange(len(data.table)), device=device)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_embeddings(out, frame, np.stack(list(frame["trunk"])), np.stack(list(frame["head"])))
     console().print(f"{len(frame)} scans embedded: {out}", soft_wrap=True)
@@ -194,15 +199,16 @@ def run_experiment(folder: Path, overrides: list[str], *, other_cohort: bool = F
     return changed
 
 
-def finished_run(folder: Path) -> Path:
-    """The folder, if its training has finished; CheckpointError saying what is missing otherwise."""
-    from brainage.pretraining.run import FINISHED
+def finished_run(folder: Path) -> Pretrained:
+    """The finished run of a folder; CheckpointError saying what is missing otherwise."""
+    from brainage.pretraining.folder import read_finished
 
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; expected a run folder, as printed by `brainage pretrain`")
-    if not (folder / FINISHED).is_file():
+    finished = read_finished(folder)
+    if finished is None:
         raise CheckpointError(f"{folder}: not finished; `brainage pretrain` continues it")
-    return folder
+    return finished
 
 
 def serve_ui(uri: str, host: str, port: int) -> int:

@@ -69,6 +69,11 @@ class ArrayStore:
         return len(self.table)
 
     @property
+    def checksum(self) -> str:
+        """Of every sample and its key, in order."""
+        return self.record["checksum"]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all samples."""
         return len(self) * self._layout().row_bytes

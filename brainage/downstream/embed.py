@@ -15,7 +15,7 @@ from brainage.pretraining.module import PretrainingModule
 
 
 def embed(
-    module: PretrainingModule, data: ScanSource, rows: np.ndarray, *, device: str = "cpu", batch_size: int = 64
+    module: PretrainingModule, data: ScanSource, rows: np.ndarray, *, device: str = "cpu", batch_size: int = 16
 ) -> pd.DataFrame:
     """KEY columns, `trunk` [F] and `head` [D] (float32 vectors) of the given rows of a store, in their order.
 

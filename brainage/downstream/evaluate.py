@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from brainage.config import EvaluateConfig, Experiment, sibling
+from brainage.config import EvaluateConfig, Experiment, sibling, write_section
 from brainage.data.source import ScanSource
 from brainage.data.splits import refuse_seen
 from brainage.data.table import person_keys, scan_keys, write_table
@@ -40,9 +40,10 @@ from brainage.downstream.features import (
 from brainage.downstream.probes import FEWEST_FITTED, SCORED, fitted_and_scored
 from brainage.downstream.results import combine, missing_row, results_frame, write_results
 from brainage.downstream.site import SiteEvaluation, challenge_score, evaluate_site, pool_site_seeds
-from brainage.errors import BrainageError, DataError, TrainingStopped
+from brainage.errors import BrainageError, CheckpointError, ConfigError, DataError, TrainingStopped
 from brainage.losses.names import SUPERVISED_NAMES
 from brainage.pretraining.checkpoint import load_module
+from brainage.pretraining.folder import read_finished
 from brainage.pretraining.run import build_module, pretrain
 from brainage.runtime import choose_device, console, set_threads, warn
 
@@ -90,6 +91,7 @@ def evaluate(experiment: Experiment, data: ScanSource, folder: Path) -> pd.DataF
     if judged[0].label == experiment.loss.name:
         frames += [scoring.difference(judged[0], other) for other in judged[1:]]
     results = combine(frames)
+    write_section(experiment.evaluate, folder / "evaluate.yaml")  # as used now: config.yaml is from the training
     write_results(results, folder / "results.csv")
     write_table(pd.concat([model.predictions for model in judged])[PREDICTION_COLUMNS], folder / "predictions.parquet")
     return results
@@ -127,7 +129,7 @@ class Scoring:
                 one = features(seed)
                 age = evaluate_age(one, self.table, **self.shared)
                 site = evaluate_site(one, self.table, limited=self.limited, **self.shared)
-            except (DataError, TrainingStopped) as error:
+            except (DataError, TrainingStopped, ConfigError) as error:
                 self.lose(f"{label}-seed{seed}" if len(seeds) > 1 else label, error)
             else:
                 ages.append(age)
@@ -165,7 +167,9 @@ class Scoring:
             frames += rows
         if several:
             predictions = [age.predictions for age in model.ages]
-            frames.append(pool_seeds(predictions, mean_age_years=mean_age(self.table, self.config), **self.shared))
+            note = f"{len(model.ages)} of {self.config.seeds} seeds" if len(model.ages) < self.config.seeds else ""
+            years = mean_age(self.table, self.config)
+            frames.append(pool_seeds(predictions, mean_age_years=years, note=note, **self.shared))
         if model.sites:
             sites = pool_site_seeds(model.sites, **self.shared)
             frames += [sites.results] if several else []
@@ -194,7 +198,8 @@ def _networks(
 
     def features(seed: int) -> Features:
         label = f"{loss}-seed{seed}"
-        embedded[seed] = _embedded(sibling(experiment, loss, seed), data, folder, scoring, label)
+        own = loss == experiment.loss.name and seed == experiment.seed
+        embedded[seed] = _embedded(sibling(experiment, loss, seed), own, data, folder, scoring, label)
         return embedded[seed].features("trunk" if supervised else experiment.evaluate.features, loss, seed)
 
     judged = scoring.judge(loss, seeds, features)
@@ -208,8 +213,13 @@ def _networks(
     return judged
 
 
-def _embedded(experiment: Experiment, data: ScanSource, folder: Path, scoring: Scoring, label: str) -> Embeddings:
-    run = pretrain(experiment, data, label=label, parent=folder)
+def _embedded(
+    experiment: Experiment, own: bool, data: ScanSource, folder: Path, scoring: Scoring, label: str
+) -> Embeddings:
+    """Embeddings of a network: the run's own is in `folder`, wherever that lies; others are trained if missing."""
+    run = read_finished(folder, data) if own else pretrain(experiment, data, label=label, parent=folder)
+    if run is None:
+        raise CheckpointError(f"{folder}: not finished; `brainage pretrain` continues it")
     module, payload = load_module(run.checkpoint)
     scoring.refuse_seen(payload.seen, payload.salt, f"{label} ({run.folder.name})")
     device = str(choose_device(experiment.trainer.accelerator))
@@ -223,7 +233,7 @@ def _embedded(experiment: Experiment, data: ScanSource, folder: Path, scoring: S
 
 def _kept(path: Path, model: str, data: ScanSource, compute: Callable[[], pd.DataFrame]) -> Embeddings:
     """The embeddings in `path` if they are those of this model and these samples, else computed and written."""
-    source = f"{model}, store {data.store.record['checksum']}"
+    source = f"{model}, store {data.store.checksum}"
     if path.is_file():
         kept = read_embeddings(path)
         if kept.source == source and scan_keys(kept.keys).tolist() == scan_keys(data.table).tolist():

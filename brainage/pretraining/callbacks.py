@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,11 @@ import lightning as L
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from brainage.errors import TrainingStopped
 from brainage.pretraining.checkpoint import PAYLOAD, Payload, checkpoint_name, checkpoints
 from brainage.pretraining.health import HealthWatch, alignment, collapse_value, effective_rank, uniformity
 from brainage.pretraining.module import PretrainingModule
-from brainage.runtime import console, warn
+from brainage.runtime import console
 from brainage.tracking import MetricJournal, MlflowRun
 
 
@@ -34,6 +36,7 @@ class Recorder(L.Callback):
         self._rate = 0.0
         self._images = 0
         self._since = time.perf_counter()
+        self._paused = 0.0
         self._waited_s = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -54,6 +57,12 @@ class Recorder(L.Callback):
         if step % self.every_steps == 0:
             self.flush()
             self._speed(step)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since += time.perf_counter() - self._paused  # speed is the training step's alone
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PretrainingModule)
@@ -161,6 +170,7 @@ class Keeper(L.Callback):
         self.recorder = recorder
         self.every_steps = every_steps
         self.keep = keep
+        self.newest: Path | None = None  # checkpoint written or resumed from
         self._saved_step = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -185,7 +195,14 @@ class Keeper(L.Callback):
         if step == self._saved_step:
             return
         self.recorder.flush()
-        trainer.save_checkpoint(self.folder / "checkpoints" / checkpoint_name(step), weights_only=False)
+        loss = self.recorder.latest.get("train/loss", 0.0)
+        if not math.isfinite(loss):  # or it would replace the last checkpoint that a mended run can start from
+            raise TrainingStopped(
+                f"nan: the loss of step {step} is {loss}, which is not saved. "
+                "Try a smaller optim.lr, optim.clip_norm=1 or trainer.precision=fp32"
+            )
+        self.newest = self.folder / "checkpoints" / checkpoint_name(step)
+        trainer.save_checkpoint(self.newest, weights_only=False)
         self._saved_step = step
         for old in checkpoints(self.folder)[self.keep :]:
             old.unlink(missing_ok=True)
@@ -249,9 +266,3 @@ class ProgressLine(L.Callback):
         if self._bar:
             self._bar.stop()
             self._bar = None
-
-
-def warn_torn(lines: list[str]) -> None:
-    """Say which newer checkpoints were passed over."""
-    for line in lines:
-        warn(f"{line}; going back to the one before it")

@@ -28,6 +28,7 @@ class Payload:
     experiment: Experiment
     contract: InputContract
     split_hash: str
+    data_digest: str  # samples and ages it was trained on
     seen: list[str]  # salted hashes of the training persons
     salt: str
     ages: dict[str, int]  # decade -> training persons
@@ -41,6 +42,7 @@ class Payload:
             "experiment": to_plain(self.experiment),
             "contract": self.contract.to_dict(),
             "split_hash": self.split_hash,
+            "data_digest": self.data_digest,
             "seen": list(self.seen),
             "salt": self.salt,
             "ages": dict(self.ages),
@@ -60,6 +62,7 @@ class Payload:
             experiment=from_plain(values["experiment"], str(path)),
             contract=InputContract.from_dict(values["contract"]),
             split_hash=values["split_hash"],
+            data_digest=values["data_digest"],
             seen=values["seen"],
             salt=values["salt"],
             ages=values["ages"],
@@ -81,9 +84,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(target)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # torch's archive writer turns a full disk into a RuntimeError
             raise CheckpointError(
-                f"{target}: not written ({error.strerror}); free some disk and start again, "
+                f"{target}: not written ({str(error).splitlines()[0]}); free some disk and start again, "
                 "the run continues from its last whole checkpoint"
             ) from error
         finally:
@@ -122,31 +125,26 @@ def checkpoints(run_folder: Path) -> list[Path]:
     return sorted((run_folder / "checkpoints").glob("step_*.ckpt"), reverse=True)
 
 
-def last_good(run_folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and a line for each newer one that is not."""
-    passed_over = []
+def last_good(run_folder: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest checkpoint that is whole, and for each newer one what is wrong with it."""
+    torn = {}
     for path in checkpoints(run_folder):
         try:
             load_checkpoint(path)
         except CheckpointError as error:
-            passed_over.append(str(error))
+            torn[path] = str(error)
         else:
-            return path, passed_over
-    return None, passed_over
+            return path, torn
+    return None, torn
 
 
-def refuse_other_run(path: Path, payload: Payload, experiment: Experiment, split_hash: str) -> None:
+def refuse_other_training(path: Path, payload: Payload, experiment: Experiment) -> None:
     """Raise CheckpointError naming every key in which a checkpoint's training differs from the one asked for."""
     ours, theirs = training_values(experiment), training_values(payload.experiment)
     differing = [key for key in ours if key != "name" and ours[key] != theirs.get(key)]
     if differing:
         phrases = ", ".join(f"{key} ({theirs.get(key)!r}, now {ours[key]!r})" for key in differing)
         raise CheckpointError(f"{path}: of another configuration; differs in {phrases}")
-    if payload.split_hash != split_hash:
-        raise CheckpointError(
-            f"{path}: trained on split {payload.split_hash}, the cohort's is {split_hash}: "
-            "people or splits changed; use another experiment name or checkpoint.resume=never"
-        )
 
 
 def new_module(experiment: Experiment, contract: InputContract, steps_per_epoch: int = 1) -> PretrainingModule:

@@ -20,7 +20,7 @@ def build_optimiser(config: OptimConfig, parameters: Iterable[torch.nn.Parameter
 
 
 def rate_factor(config: OptimConfig, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
-    """Step -> factor of the base rate: linear warm-up, then constant, step decay, or cosine to zero at the last step.
+    """Step -> factor of the base rate: linear warm-up to 1, then constant, step decay, or cosine towards zero.
 
     >>> factor = rate_factor(OptimConfig(schedule="step", step_epochs=10, step_gamma=0.9), 5, 150)
     >>> factor(49), round(factor(50), 6), round(factor(149), 6)

@@ -2,70 +2,42 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import logging
-import shlex
-import shutil
-import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
 
 from brainage.augment import check_augment
-from brainage.config import Experiment, flatten, network_name, run_folder, save_experiment
-from brainage.data.source import ScanSource
-from brainage.data.splits import age_histogram, seen_people, write_split
-from brainage.data.table import write_table, write_tsv
-from brainage.errors import CheckpointError, ConfigError, TrainingStopped
-from brainage.imaging.contract import InputContract
+from brainage.config import Experiment, flatten, network_name, run_folder
+from brainage.data.source import ScanSource, data_digest
+from brainage.data.splits import age_histogram, seen_people
+from brainage.errors import TrainingStopped
 from brainage.pretraining import callbacks as watching
 from brainage.pretraining.checkpoint import (
     PAYLOAD,
-    AtomicCheckpointIO,
     Payload,
-    checkpoints,
     last_good,
     load_checkpoint,
     new_module,
-    refuse_other_run,
+    refuse_other_training,
+)
+from brainage.pretraining.folder import (
+    Pretrained,
+    move_aside,
+    only_process,
+    read_finished,
+    refuse_other_data,
+    write_finished,
+    write_inputs,
 )
 from brainage.pretraining.health import HealthWatch
 from brainage.pretraining.module import PretrainingModule
 from brainage.pretraining.supervised import SupervisedModule
-from brainage.runtime import (
-    choose_device,
-    environment,
-    git_state,
-    guard_precision,
-    print_panel,
-    seed_everything,
-    set_threads,
-    warn,
-    write_json_atomic,
-)
+from brainage.pretraining.trainer import build_trainer, guard
+from brainage.runtime import choose_device, git_state, print_panel, seed_everything, warn, write_json_atomic
 from brainage.tracking import MetricJournal, MlflowRun, start_mlflow_run
-
-PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-FINISHED = "finished.json"
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """A finished run."""
-
-    folder: Path
-    checkpoint: Path
-    trained: bool  # False: it was finished before
-    seconds: float
 
 
 def pretrain(
@@ -81,21 +53,17 @@ def pretrain(
         return _fast_dev_run(experiment, data)
     folder = run_folder(experiment)
     if experiment.checkpoint.resume == "never" and folder.exists():
-        with _only_process(folder):
-            _move_aside(folder)
+        with only_process(folder):
+            move_aside(folder)
+    elif finished := read_finished(folder, data):  # before the lock: a finished run may lie where nobody can write
+        return finished
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_process(folder):
-        finished = _finished(folder, experiment, data)
-        if finished is not None:
+    with only_process(folder):
+        if finished := read_finished(folder, data):  # by the process that held the lock until now
             return finished
         start = time.perf_counter()
         checkpoint = _train(folder, experiment, data, label, parent)
-        seconds = time.perf_counter() - start
-        write_json_atomic(
-            folder / FINISHED,
-            {"checkpoint": checkpoint.name, "split_hash": data.split_hash, "seconds": round(seconds, 1)},
-        )
-        return Pretrained(folder, checkpoint, trained=True, seconds=seconds)
+        return write_finished(folder, checkpoint, data, time.perf_counter() - start)
 
 
 def build_module(experiment: Experiment, data: ScanSource) -> PretrainingModule:
@@ -113,53 +81,10 @@ def build_module(experiment: Experiment, data: ScanSource) -> PretrainingModule:
     return module
 
 
-def build_trainer(experiment: Experiment, callbacks: list[L.Callback], **options: Any) -> L.Trainer:
-    """The Lightning trainer of an experiment; everything it would write by itself is switched off."""
-    trainer, optim = experiment.trainer, experiment.optim
-    if trainer.devices > 1:
-        raise ConfigError(
-            f"trainer.devices={trainer.devices}: this version trains on one device; a contrastive loss over several "
-            "needs the batch of all of them, which is not there yet"
-        )
-    device = choose_device(trainer.accelerator)
-    set_threads(trainer.threads)
-    _quieten_lightning()
-    return L.Trainer(
-        max_epochs=trainer.epochs,
-        accelerator={"cuda": "gpu"}.get(device.type, device.type),
-        devices=1,
-        precision=PRECISION[trainer.precision],  # type: ignore[arg-type]
-        gradient_clip_val=optim.clip_norm or None,
-        check_val_every_n_epoch=trainer.validate_every_epochs,
-        deterministic="warn" if trainer.deterministic else None,
-        benchmark=not trainer.deterministic,
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        logger=False,
-        **options,
-    )
-
-
-def guard(experiment: Experiment, contract: InputContract) -> None:
-    """Refuse a precision that this device computes wrongly. On a GPU the whole first batch is tried: the known fault
-    (pytorch#163539) shows at large inputs only."""
-    device = choose_device(experiment.trainer.accelerator)
-    if device.type == "cuda" and contract.kind == "volume":
-        samples = experiment.data.batch_size * experiment.augment.views
-        guard_precision(experiment.trainer.precision, device, (samples, *contract.shape))
-    else:
-        guard_precision(experiment.trainer.precision, device)
-
-
 def _train(folder: Path, experiment: Experiment, data: ScanSource, label: str, parent: Path | None) -> Path:
     resume = _resume_from(folder, experiment, data)
     module = build_module(experiment, data)
-    _write_inputs(folder, experiment, data)  # a refused run leaves the folder as it was
+    write_inputs(folder, experiment, data)  # a refused run leaves the folder as it was
     with (
         MetricJournal(folder / "metrics.jsonl") as journal,
         _start_mlflow(folder, experiment, data, parent) as mlflow,  # marks a run that raises as failed or killed
@@ -179,6 +104,7 @@ def _train(folder: Path, experiment: Experiment, data: ScanSource, label: str, p
         trainer = build_trainer(experiment, watchers)
         guard(experiment, data.contract)
         print_panel(f"{label} {experiment.name}", start_up(experiment, data, module, folder, resume))
+        keeper.newest = resume
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resume)  # type: ignore[arg-type]
         except TrainingStopped as stopped:
@@ -186,7 +112,8 @@ def _train(folder: Path, experiment: Experiment, data: ScanSource, label: str, p
             raise
         _record_health(folder, health, "ok", "")
         mlflow.finish()
-    return checkpoints(folder)[0]
+    assert keeper.newest is not None
+    return keeper.newest
 
 
 def start_up(
@@ -216,47 +143,18 @@ def _resume_from(folder: Path, experiment: Experiment, data: ScanSource) -> Path
     if chosen == "never":
         return None
     if chosen == "auto":
-        path, passed_over = last_good(folder)
-        watching.warn_torn(passed_over)
-        if path is None and passed_over:
-            warn(f"{folder}: no whole checkpoint left; starting from step 0")
+        path, torn = last_good(folder)
+        for damaged, reason in torn.items():
+            warn(f"{reason}; going back to {path.name if path else 'step 0'}")
+            damaged.unlink(missing_ok=True)  # or it would count as the newest for ever
     else:
         path = Path(chosen)
     if path is not None:
         payload = Payload.from_dict(load_checkpoint(path)[PAYLOAD], path)
-        refuse_other_run(path, payload, experiment, data.split_hash)
+        refuse_other_training(path, payload, experiment)
         payload.contract.refuse_other(data.contract, str(path))
+        refuse_other_data(path, data, payload.split_hash, payload.data_digest)
     return path
-
-
-def _finished(folder: Path, experiment: Experiment, data: ScanSource) -> Pretrained | None:
-    marker = folder / FINISHED
-    if not marker.is_file():
-        return None
-    values = json.loads(marker.read_text(encoding="utf-8"))
-    if values["split_hash"] != data.split_hash:
-        raise CheckpointError(
-            f"{folder}: finished on split {values['split_hash']}, the cohort's is {data.split_hash}: people or splits "
-            "changed; copy the experiment under another name or set checkpoint.resume=never"
-        )
-    path = folder / "checkpoints" / values["checkpoint"]
-    load_checkpoint(path)  # torn or deleted: say so now
-    return Pretrained(folder, path, trained=False, seconds=values["seconds"])
-
-
-def _write_inputs(folder: Path, experiment: Experiment, data: ScanSource) -> None:
-    save_experiment(experiment, folder / "config.yaml")
-    write_table(data.table, folder / "table.parquet")
-    write_tsv(data.dropped, folder / "dropped.tsv")
-    write_split(data.split, folder / "split.tsv")
-    write_json_atomic(folder / "contract.json", data.contract.to_dict())
-    found = {**environment(), "git": git_state(), "split_hash": data.split_hash, "command": _command()}
-    write_json_atomic(folder / "environment.json", found)
-
-
-def _command() -> str:
-    """The command line that started this process, or nothing where brainage is used as a library."""
-    return shlex.join(["brainage", *sys.argv[1:]]) if Path(sys.argv[0]).name == "brainage" else ""
 
 
 def _payload(experiment: Experiment, data: ScanSource) -> Payload:
@@ -266,6 +164,7 @@ def _payload(experiment: Experiment, data: ScanSource) -> Payload:
         experiment=experiment,
         contract=data.contract,
         split_hash=data.split_hash,
+        data_digest=data_digest(data),
         seen=seen_people(trained_on, salt),
         salt=salt,
         ages=age_histogram(trained_on),
@@ -307,32 +206,3 @@ def _fast_dev_run(experiment: Experiment, data: ScanSource) -> Pretrained:
         trainer.fit(module, datamodule=data)  # type: ignore[arg-type]
         trainer.validate(module, datamodule=data, verbose=False)  # type: ignore[arg-type]
     return Pretrained(Path(), Path(), trained=True, seconds=time.perf_counter() - start)
-
-
-def _quieten_lightning() -> None:
-    """Leave out what Lightning says of itself, and its advice that does not apply: the loader resumes by the step."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    resumable, workers, leaf = ".*your dataloader is not resumable.*", ".*does not have many workers.*", ".*LeafSpec.*"
-    for message in (resumable, workers, leaf, ".*Total length of `list` across ranks is zero.*"):  # no val split
-        warnings.filterwarnings("ignore", message)
-
-
-def _move_aside(folder: Path) -> None:
-    number = 1
-    while (target := folder.with_name(f"{folder.name}.old{number}")).exists():
-        number += 1
-    shutil.move(folder, target)
-    warn(f"{folder}: checkpoint.resume=never, the earlier run is kept as {target.name}")
-
-
-@contextmanager
-def _only_process(folder: Path) -> Iterator[None]:
-    with (folder / "run.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{folder}: another process is training this run; wait for it or change the experiment"
-            ) from None
-        yield

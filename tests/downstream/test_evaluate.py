@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from brainage.config import apply_overrides, run_folder, sibling
 from brainage.data.splits import seen_people
@@ -172,14 +173,20 @@ def test_a_changed_checkpoint_is_embedded_anew_even_if_its_file_looks_old(copied
     assert value(first, "exp", "test_external") != value(second, "exp", "test_external")
 
 
-def test_embeddings_of_other_samples_are_not_reused(copied, monkeypatch):
+def test_other_samples_than_the_run_was_trained_on_are_refused(copied, monkeypatch):
     experiment, data, folder = copied
-    evaluate(experiment, data, folder)
-    calls = []
-    monkeypatch.setattr(evaluation, "embed", lambda *a, **o: calls.append(1) or embed(*a, **o))
     monkeypatch.setitem(data.store.record, "checksum", "of other bytes")
-    evaluate(experiment, data, folder)
-    assert calls == [1]
+    with pytest.raises(CheckpointError, match="trained on other samples or ages"):
+        evaluate(experiment, data, folder)
+
+
+def test_a_run_that_was_moved_is_evaluated_where_it_lies(copied):
+    experiment, data, folder = copied
+    moved = folder.rename(folder.with_name("best"))
+    evaluate(experiment, data, moved)
+    assert (moved / "results.csv").is_file()
+    assert not folder.exists()
+    assert yaml.safe_load((moved / "evaluate.yaml").read_text())["bootstrap"] == experiment.evaluate.bootstrap
 
 
 def test_a_person_who_was_trained_on_is_not_scored(copied):

@@ -8,9 +8,11 @@ import math
 import pytest
 import torch
 
+from brainage.config import run_folder
+from brainage.errors import TrainingStopped
 from brainage.pretraining import run as running
-from brainage.pretraining.callbacks import ProgressLine, warn_torn
-from brainage.pretraining.checkpoint import PAYLOAD, checkpoints, load_checkpoint
+from brainage.pretraining.callbacks import Keeper, ProgressLine
+from brainage.pretraining.checkpoint import PAYLOAD, Payload, checkpoints, load_checkpoint
 from brainage.pretraining.run import pretrain
 from brainage.tracking import read_journal
 from tests.scans import SimulatedScans, small_experiment
@@ -49,6 +51,21 @@ def test_the_newest_checkpoints_stay(finished, tmp_path):
     experiment = small_experiment(tmp_path, "checkpoint.every_steps=5", "checkpoint.keep=3")
     run = pretrain(experiment, SimulatedScans(experiment))
     assert [path.name for path in checkpoints(run.folder)] == [f"step_{step:08d}.ckpt" for step in (12, 10, 5)]
+
+
+def test_a_checkpoint_names_the_mlflow_run_once_it_is_known(finished):
+    class Server:
+        run_id: str | None = None
+
+    class Trainer:
+        global_step = 3
+
+    payload = Payload.from_dict(load_checkpoint(finished[2].checkpoint)[PAYLOAD], finished[2].checkpoint)
+    keeper = Keeper(finished[2].folder, payload, Server, None, every_steps=1, keep=1)
+    for run_id, expected in ((None, ""), ("0a1b", "0a1b")):
+        Server.run_id, checkpoint = run_id, {}
+        keeper.on_save_checkpoint(Trainer, None, checkpoint)
+        assert (checkpoint[PAYLOAD]["mlflow_run_id"], checkpoint[PAYLOAD]["step"]) == (expected, 3)
 
 
 def test_how_often_is_looked_and_saved_changes_no_weight(finished, tmp_path):
@@ -105,6 +122,14 @@ def test_the_progress_line_says_only_what_is_known():
     assert line.line() == "loss 1.235, wait 4%"
 
 
-def test_passed_over_checkpoints_are_named(capsys):
-    warn_torn(["a.ckpt: torn"])
-    assert "a.ckpt: torn; going back to the one before it" in capsys.readouterr().err
+def test_a_checkpoint_of_a_loss_that_is_not_finite_is_not_written(tmp_path):
+    experiment = small_experiment(
+        tmp_path, "optim.lr=1e30", "optim.name=sgd", "health.every_steps=1000", "checkpoint.every_steps=1"
+    )
+    with pytest.raises(TrainingStopped, match="nan"):
+        pretrain(experiment, SimulatedScans())
+    assert all(
+        bool(torch.isfinite(weights).all())
+        for path in checkpoints(run_folder(experiment))
+        for weights in load_checkpoint(path)["state_dict"].values()
+    )

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from brainage.config import training_values
+from brainage.data.source import data_digest
 from brainage.data.splits import age_histogram, seen_people
 from brainage.data.table import person_keys
 from brainage.errors import CheckpointError
@@ -21,9 +22,10 @@ from brainage.pretraining.checkpoint import (
     last_good,
     load_checkpoint,
     load_module,
-    refuse_other_run,
+    refuse_other_training,
 )
-from tests.scans import small_experiment
+from brainage.pretraining.folder import refuse_other_data
+from tests.scans import SimulatedScans, small_experiment
 
 
 @pytest.fixture
@@ -116,12 +118,12 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_one(written, monkeypatch):
 
 
 def test_another_configuration_is_refused_with_every_key_that_differs(finished):
-    experiment, data, run = finished
+    experiment, _, run = finished
     payload = Payload.from_dict(load_checkpoint(run.checkpoint)[PAYLOAD], run.checkpoint)
-    refuse_other_run(run.checkpoint, payload, experiment, data.split_hash)
+    refuse_other_training(run.checkpoint, payload, experiment)
     other = small_experiment("elsewhere", "optim.lr=0.5", "loss.name=yaware", "tracking.uri=sqlite:///x.db")
     with pytest.raises(CheckpointError) as refused:
-        refuse_other_run(run.checkpoint, payload, other, data.split_hash)
+        refuse_other_training(run.checkpoint, payload, other)
     assert "optim.lr (0.001, now 0.5)" in str(refused.value)
     assert "loss.name ('exp', now 'yaware')" in str(refused.value)
     named = [key for key in training_values(other) if f" {key} (" in str(refused.value)]
@@ -129,10 +131,20 @@ def test_another_configuration_is_refused_with_every_key_that_differs(finished):
 
 
 def test_another_split_is_refused(finished):
-    experiment, _, run = finished
+    _, data, run = finished
+    with pytest.raises(CheckpointError, match=r"trained on split 0000, the cohort's is "):
+        refuse_other_data(run.checkpoint, data, "0000", data_digest(data))
+
+
+def test_other_samples_or_ages_are_refused(finished):
+    _, data, run = finished
     payload = Payload.from_dict(load_checkpoint(run.checkpoint)[PAYLOAD], run.checkpoint)
-    with pytest.raises(CheckpointError, match=r"trained on split .*, the cohort's is 0000"):
-        refuse_other_run(run.checkpoint, payload, experiment, "0000")
+    refuse_other_data(run.checkpoint, data, payload.split_hash, payload.data_digest)
+    older = SimulatedScans()
+    older.table["age_years"] += 1.0
+    for found in ("0" * 16, data_digest(older)):
+        with pytest.raises(CheckpointError, match="trained on other samples or ages"):
+            refuse_other_data(run.checkpoint, data, data.split_hash, found)
 
 
 def test_a_payload_survives_its_plain_form(finished):
@@ -145,11 +157,11 @@ def test_the_newest_whole_checkpoint_is_found(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished[2].folder, folder)
     newest, older = checkpoints(folder)
-    assert last_good(folder) == (newest, [])
+    assert last_good(folder) == (newest, {})
     newest.write_bytes(b"torn")
-    path, passed_over = last_good(folder)
+    path, torn = last_good(folder)
     assert path == older
-    assert len(passed_over) == 1
-    assert newest.name in passed_over[0]
+    assert list(torn) == [newest]
+    assert newest.name in torn[newest]
     older.unlink()
     assert last_good(folder)[0] is None

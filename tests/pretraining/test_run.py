@@ -146,7 +146,7 @@ def test_a_run_is_not_continued_on_another_split_and_keeps_its_own(tmp_path, mon
 def test_a_finished_run_on_another_split_is_refused(finished):
     experiment, _, _ = finished
     other = SimulatedScans(small_experiment(experiment.runs, "data.split_seed=1"))
-    with pytest.raises(CheckpointError, match="finished on split"):
+    with pytest.raises(CheckpointError, match="trained on split"):
         pretrain(experiment, other)
 
 
