@@ -10,7 +10,7 @@ from brainage.data.source import ScanSource
 from brainage.runtime import Stages, console, peak_memory_gib
 from brainage.stages import evaluate_stage, prepare_stage, pretrain_stage, progress_bar
 
-SUBJECTS, SEED, SPACING_MM = 400, 0, 6.0
+SUBJECTS, SEED, SPACING_MM = 500, 0, 6.0
 
 
 def run_demo(
@@ -29,6 +29,8 @@ def run_demo(
         prepare_stage(data)
     with stages("pretrain"):
         folder = pretrain_stage(experiment, data)
+    if experiment.trainer.fast_dev_run:
+        return folder
     with stages("evaluate and report"):
         evaluate_stage(experiment, data, folder)
     stages.print()

@@ -170,15 +170,15 @@ class CohortDataModule(L.LightningDataModule):
         return self._loader
 
     def val_dataloader(self) -> DataLoader | list:
-        """Scans of `val` in the order of the store; an empty list when there are fewer than two."""
+        """Scans of `val` in the order of the store; an empty list when there are fewer than two.
+
+        The fewest batches of at most `batch_size` that differ by one scan at most: a contrastive loss depends on the
+        size of its batch.
+        """
         rows = self.rows("val")
         if len(rows) < 2:
             return []
-        size = self.config.batch_size
-        order = list(range(len(rows)))
-        batches = [order[start : start + size] for start in range(0, len(order), size)]
-        if len(batches) > 1 and len(batches[-1]) < size:  # a short batch has another contrastive loss
-            batches.pop()
+        batches = [part.tolist() for part in np.array_split(range(len(rows)), -(-len(rows) // self.config.batch_size))]
         return DataLoader(self._dataset(rows), batch_sampler=batches, collate_fn=_identity)
 
     def loader_wait_s(self) -> float:
@@ -210,15 +210,18 @@ class CohortDataModule(L.LightningDataModule):
         split file has val itself. Keys of a split that is not drawn, or of a val that is not carved, are refused."""
         config, drawn = self.config, ["external_sites", "internal_fraction"]
         if config.split:
+            self.split_source = "file"
             split = read_split(Path(config.split))
             has_val = bool((split["split"] == "val").any())
             self._refuse_without_effect([*drawn, *(["val_fraction"] if has_val else [])], f"data.split={config.split}")
             if has_val:
                 return split
         elif (official := self.reader.official_split()) is not None:
+            self.split_source = "official"
             self._refuse_without_effect(drawn, f"the official split of {config.cohort}")
             split = official
         else:
+            self.split_source = "drawn"
             split = draw_split(
                 self.listed.table,
                 external_sites=config.external_sites,

@@ -19,6 +19,7 @@ class ScanSource(Protocol):
     contract: InputContract
     split: pd.DataFrame  # cohort, participant_id, split
     split_hash: str
+    split_source: str  # official | file | drawn
     seed: int  # of the order of the training scans; set by the run
 
     def describe(self) -> dict[str, str]:

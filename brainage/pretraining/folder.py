@@ -81,7 +81,8 @@ def write_inputs(folder: Path, experiment: Experiment, data: ScanSource) -> None
     write_tsv(data.dropped, folder / "dropped.tsv")
     write_split(data.split, folder / "split.tsv")
     write_json_atomic(folder / "contract.json", data.contract.to_dict())
-    found = {**environment(), "git": git_state(), "split_hash": data.split_hash, "command": _command()}
+    split = {"split_hash": data.split_hash, "split_source": data.split_source}
+    found = {**environment(), "git": git_state(), **split, "command": _command()}
     write_json_atomic(folder / "environment.json", found)
 
 

@@ -5,6 +5,7 @@ Legend: B scans of the batch, V views, N = B V samples, D embedding, F trunk fea
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import lightning as L
@@ -68,7 +69,7 @@ class Normaliser(nn.Module):
         return x
 
 
-class PretrainingModule(L.LightningModule):
+class PretrainingModule(L.LightningModule, ABC):
     """Base of both modules. Subclasses give `head`, `loss_of` and what validation reports.
 
     Every random number of a training step follows from (seed, step, scan): a resumed run repeats the interrupted one.
@@ -118,9 +119,9 @@ class PretrainingModule(L.LightningModule):
         """What the head makes of trunk features: an embedding, or ages in years."""
         return self.head(trunk)
 
+    @abstractmethod
     def loss_of(self, trunk: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss, and what health and validation look at, from trunk features [N, F]."""
-        raise TypeError(f"{type(self).__name__} has no loss")
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         # Dropout and everything else that asks torch for numbers: a function of (seed, step), not of history.
