@@ -179,6 +179,7 @@ def test_an_augmentation_for_volumes_is_refused_for_vectors(scans):
         build_module(small_experiment("runs", "augment.flip_p=0.5"), scans)
 
 
+@pytest.mark.slow  # importing the compiler takes ten seconds
 def test_compiling_keeps_the_names_of_the_weights():
     contract = InputContract("features", "vector", (12,))
     module = ContrastiveModule(small_experiment("runs"), contract)
