@@ -174,8 +174,8 @@ def paired_mae_difference(
         statistic = {"difference": seed_mean(bias_years, b, a[None])}
         found = _intervals(blocks[0], statistic, config, seed)["difference"]
         name = f"{blocks[0].model} - {blocks[1].model}"
-        notes = (_extent(blocks[0].scans), "below 0: the first is better", "interval over people only")
-        notes += (_seed_differences(blocks, [error.mean(axis=1) for error in errors]),)
+        seeds = _seed_differences(blocks, [error.mean(axis=1) for error in errors])
+        notes = (_extent(blocks[0].scans), "below 0: the first is better", "interval over people only", seeds)
         rows.append(result_row(name, cohort, split, "age", "mae_difference_years", found, blocks[0].n, *notes))
     return results_frame(rows)
 
@@ -213,9 +213,9 @@ def _whole_rows(
         whole = (extent, spread, note, undefined)
         rows.append(result_row(block.model, cohort, block.split, "age", name, found[name], block.n, *whole))
     if mean_age_years is not None:
-        whole = (extent, f"predicts {mean_age_years:.1f} years for everybody")
+        guess = f"predicts {mean_age_years:.1f} years for everybody"
         mean = found[MEAN_PREDICTOR]
-        rows.append(result_row(MEAN_PREDICTOR, cohort, block.split, "age", "mae_years", mean, block.n, *whole))
+        rows.append(result_row(MEAN_PREDICTOR, cohort, block.split, "age", "mae_years", mean, block.n, extent, guess))
     return rows
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 
 from brainage.data.table import person_keys
+from brainage.downstream.results import FEWEST_PEOPLE, SCORED
 from brainage.reporting import figures
 from brainage.reporting.page import Block, Drawn, Page
 from brainage.reporting.style import SPLIT_COLOURS, SPLIT_NAMES
-from brainage.reporting.tables import FEWEST_PEOPLE, TESTS, Estimate, Table, model_name, parts
+from brainage.reporting.tables import Estimate, Table, model_name, parts
 from brainage.statistics.bootstrap import bootstrap
 
 RESAMPLES = 1000
@@ -27,7 +28,7 @@ def age_errors(page: Page) -> list[Block]:
             "text",
             f"One network ({name}, seed {run.experiment.seed}); each dot is a scan. Intervals: 95 %, over people.",
         ),
-        Block("figures", [_scatter(page, rows, split) for split in TESTS if (rows["split"] == split).any()]),
+        Block("figures", [_scatter(page, rows, split) for split in SCORED if (rows["split"] == split).any()]),
         *_by_age(page, rows),
         *_by_site(page),
     ]
@@ -93,7 +94,7 @@ def _by_site(page: Page) -> list[Block]:
     if found.empty:
         return [Block("text", f"Errors by site are not drawn: no site has {FEWEST_PEOPLE} people who were scored.")]
     page.write(_table("error_by_site", "Mean absolute error by site (years)", found))
-    every = [found[found["split"] == split] for split in TESTS]
+    every = [found[found["split"] == split] for split in SCORED]
     return [Block("figures", [_site_figure(page, rows) for rows in every if len(rows)])]
 
 

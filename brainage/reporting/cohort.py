@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 
 from brainage.data.table import PERSON, SPLITS
+from brainage.downstream.results import FEWEST_PEOPLE
 from brainage.reporting.style import SPLIT_NAMES
-from brainage.reporting.tables import FEWEST_PEOPLE, Table
+from brainage.reporting.tables import Table
 
 
 def split_sheet(table: pd.DataFrame) -> Table:
-    """Scans, people, sites, sex and ages of each split."""
+    """Scans, people, sites, sex and ages of each split; of very few people only their number."""
     groups = [(split, table[table["split"] == split]) for split in SPLITS]
     groups = [(SPLIT_NAMES[split], rows) for split, rows in groups if len(rows)]
     unassigned = table[~table["split"].isin(SPLITS)]
@@ -22,21 +23,21 @@ def split_sheet(table: pd.DataFrame) -> Table:
     data = pd.DataFrame([_counts(name, rows) for name, rows in [*groups, ("all", table)]])
     shown = pd.DataFrame({
         "Split": data["group"], "Scans": data["scans"].map(str), "People": data["people"].map(str),
-        "Sites": data["sites"].map(str), "F": data["F"].map(str), "M": data["M"].map(str),
-        "Sex unknown": data["sex_unknown"].map(str), "Age, mean ± sd": _mean_sd(data), "Age range": _ranges(data),
+        "Sites": data["sites"].map(str), "F": _shown(data["F"]), "M": _shown(data["M"]),
+        "Sex unknown": _shown(data["sex_unknown"]), "Age, mean ± sd": _mean_sd(data), "Age range": _ranges(data),
     })  # fmt: skip
-    if not data["sex_unknown"].any():
+    if not data["sex_unknown"].fillna(0).any():
         shown = shown.drop(columns="Sex unknown")
     note = (
         "Sexes count scans; ages are years at the scan."
         if (data["scans"] != data["people"]).any()
         else "Ages are years."
     )
-    return Table("cohort", "The cohort by split", data, shown, note, strong=(len(data) - 1,))
+    return Table("cohort", "The cohort by split", data, shown, note + _hidden(data), strong=(len(data) - 1,))
 
 
 def site_sheet(table: pd.DataFrame) -> Table:
-    """The same by site, largest first; sites of very few people keep their counts but not their ages."""
+    """The same by site, largest first."""
     sites = table["site"].astype("string").fillna("unknown")
     parts = [(name, table[sites == name]) for name in sorted(sites.unique())]
     parts.sort(key=lambda part: -len(part[1]))
@@ -44,15 +45,12 @@ def site_sheet(table: pd.DataFrame) -> Table:
         _counts(name, rows) | {"splits": ", ".join(SPLIT_NAMES[s] for s in SPLITS if s in set(rows["split"]))}
         for name, rows in parts
     ])  # fmt: skip
-    few = data["people"] < FEWEST_PEOPLE
-    data.loc[few, ["age_mean", "age_sd", "age_min", "age_max"]] = np.nan
     shown = pd.DataFrame({
         "Site": data["group"], "Splits": data["splits"], "Scans": data["scans"].map(str),
-        "People": data["people"].map(str), "F": data["F"].map(str), "M": data["M"].map(str),
+        "People": data["people"].map(str), "F": _shown(data["F"]), "M": _shown(data["M"]),
         "Age, mean ± sd": _mean_sd(data), "Age range": _ranges(data),
     })  # fmt: skip
-    note = f"Ages are not shown for sites of fewer than {FEWEST_PEOPLE} people." if few.any() else ""
-    return Table("sites", "The cohort by site", data, shown, note, words=("Splits",))
+    return Table("sites", "The cohort by site", data, shown, _hidden(data).strip(), words=("Splits",))
 
 
 def ages_by_site(table: pd.DataFrame) -> pd.DataFrame:
@@ -106,13 +104,23 @@ def _masked(word: str, known: set[str]) -> str:
 
 
 def _counts(name: str, rows: pd.DataFrame) -> dict[str, object]:
-    sex, ages = rows["sex"].fillna("NA"), rows["age_years"]
-    return {
-        "group": name, "scans": len(rows), "people": len(rows.drop_duplicates(PERSON)),
-        "sites": rows["site"].nunique(), "F": int((sex == "F").sum()), "M": int((sex == "M").sum()),
-        "sex_unknown": int((~sex.isin(["F", "M"])).sum()),
-        "age_mean": ages.mean(), "age_sd": ages.std(), "age_min": ages.min(), "age_max": ages.max(),
+    """Sexes and ages only of FEWEST_PEOPLE or more, and the youngest and oldest in whole years: both are persons."""
+    people, sex, ages = len(rows.drop_duplicates(PERSON)), rows["sex"].fillna("NA"), rows["age_years"]
+    counts = {"group": name, "scans": len(rows), "people": people, "sites": rows["site"].nunique()}
+    told = {
+        "F": int((sex == "F").sum()), "M": int((sex == "M").sum()), "sex_unknown": int((~sex.isin(["F", "M"])).sum()),
+        "age_mean": ages.mean(), "age_sd": ages.std(), "age_min": ages.min().round(), "age_max": ages.max().round(),
     }  # fmt: skip
+    return counts | (told if people >= FEWEST_PEOPLE else dict.fromkeys(told, np.nan))
+
+
+def _shown(counts: pd.Series) -> list[str]:
+    return ["–" if pd.isna(count) else f"{count:.0f}" for count in counts]
+
+
+def _hidden(data: pd.DataFrame) -> str:
+    few = (data["people"] < FEWEST_PEOPLE).any()
+    return f" Sexes and ages of fewer than {FEWEST_PEOPLE} people are not shown." if few else ""
 
 
 def _mean_sd(data: pd.DataFrame) -> list[str]:
@@ -122,4 +130,4 @@ def _mean_sd(data: pd.DataFrame) -> list[str]:
 
 def _ranges(data: pd.DataFrame) -> list[str]:
     pairs = zip(data["age_min"], data["age_max"], strict=True)
-    return ["–" if pd.isna(low) else f"{low:.1f}–{high:.1f}" for low, high in pairs]
+    return ["–" if pd.isna(low) else f"{low:.0f}–{high:.0f}" for low, high in pairs]

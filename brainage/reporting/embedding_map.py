@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from brainage.data.table import KEY, read_table
+from brainage.downstream.results import SCORED
 from brainage.reporting import figures
 from brainage.reporting.page import Block, Page
-from brainage.reporting.tables import TESTS
 
 FEWEST_POINTS = 3
 
@@ -18,8 +18,8 @@ def embedding_map(page: Page) -> list[Block]:
     rows = _embedded(page)
     if rows is None:
         return [page.missing("Embedding map: no scans were embedded with this network yet.")]
-    features = page.run.experiment.evaluate.features
-    tested = rows["split"].isin(TESTS)
+    features = page.run.features
+    tested = rows["split"].isin(SCORED)
     where = "test scans" if tested.sum() >= FEWEST_POINTS else "scans"
     rows = rows[tested] if tested.sum() >= FEWEST_POINTS else rows
     points, shares = principal_plane(np.vstack(rows[features].to_list()))

@@ -10,10 +10,20 @@ from typing import Literal
 import numpy as np
 
 from brainage.data.table import PERSON
+from brainage.downstream.results import EDGE, SCORED
 from brainage.losses.names import CONTRASTIVE_NAMES
 from brainage.reporting.run_folder import RunFolder
 from brainage.reporting.style import SPLIT_NAMES
-from brainage.reporting.tables import MAE, SITE_BACC, TESTS, Estimate, estimate, mean_predictor, model_name, models
+from brainage.reporting.tables import (
+    MAE,
+    MAE_STANDARDISED,
+    SITE_BACC,
+    Estimate,
+    estimate,
+    mean_predictor,
+    model_name,
+    models,
+)
 
 SMALL_TEST = 30  # people
 LARGE_DROPPED_SHARE = 0.05
@@ -112,7 +122,7 @@ def _trial(run: RunFolder) -> Iterator[Finding]:
 
 def _worse_than_guessing(run: RunFolder) -> Iterator[Finding]:
     for cohort, model in models(run):
-        for split in TESTS:
+        for split in SCORED:
             mae, guess = _mae(run, cohort, model, split), mean_predictor(run, cohort, split)
             if not (mae and guess):
                 continue
@@ -128,7 +138,7 @@ def _worse_than_guessing(run: RunFolder) -> Iterator[Finding]:
 
 def _no_better_than_untrained(run: RunFolder) -> Iterator[Finding]:
     cohort = run.experiment.data.cohort
-    for split in TESTS:
+    for split in SCORED:
         mae, bar = _mae(run, cohort, run.model, split), _mae(run, cohort, "untrained", split)
         if mae and bar and mae.estimate >= bar.estimate:
             text = f"MAE {mae.estimate:.2f} years; the same encoder without any training reaches {bar.estimate:.2f}."
@@ -139,16 +149,16 @@ def _outside_train_ages(run: RunFolder) -> Iterator[Finding]:
     if run.table is None:
         return
     ages = run.table.loc[run.table["split"] == "train", "age_years"]
-    scored = run.evaluated if run.evaluated is not None else run.table[run.table["split"].isin(TESTS)]
+    scored = run.evaluated if run.evaluated is not None else run.table[run.table["split"].isin(SCORED)]
     if ages.empty or scored.empty:
         return
     outside = scored[(scored["age_years"] < ages.min()) | (scored["age_years"] > ages.max())]
     if len(outside):
         found = outside["age_years"]
         text = (
-            f"{len(outside)} of {len(scored)} test scans are outside the ages trained on ({ages.min():.1f} to "
-            f"{ages.max():.1f} years); test ages reach from {min(found.min(), scored['age_years'].min()):.1f} to "
-            f"{max(found.max(), scored['age_years'].max()):.1f}. Their predictions are extrapolation."
+            f"{len(outside)} of {len(scored)} test scans are outside the ages trained on ({ages.min():.0f} to "
+            f"{ages.max():.0f} years); test ages reach from {min(found.min(), scored['age_years'].min()):.0f} to "
+            f"{max(found.max(), scored['age_years'].max()):.0f}. Their predictions are extrapolation."
         )
         yield Finding("caution", "Test ages outside the training range", text)
 
@@ -173,11 +183,42 @@ def _site_probe(run: RunFolder) -> Iterator[Finding]:
         yield Finding("caution", "A site probe did not converge", text)
 
 
+def _penalty_at_edge(run: RunFolder) -> Iterator[Finding]:
+    """A penalty on unscaled features is no fair choice when the grid ends before the best one, for some or for all."""
+    if run.results is None:
+        return
+    whole = run.results[(run.results["part_kind"] == "") & run.results["estimate"].notna()]
+    for task, word in ((MAE[0], "alpha"), (SITE_BACC[0], "C")):
+        rows = whole[(whole["task"] == task) & whole["note"].str.contains(rf"\b{word} [\d.e+-]+")]
+        at_edge = rows["note"].str.contains(EDGE, regex=False).groupby(rows["model"], sort=False).any()
+        edge, inside = (list(at_edge.index[at_edge == there]) for there in (True, False))
+        if not edge or not (run.model in edge or inside):
+            continue
+        text = f"{word} ends at the edge of its grid for {'; '.join(map(model_name, edge))}"
+        text += f" (and not for {'; '.join(map(model_name, inside))})" if inside else ""
+        text += ". The grid is the published one and features are not scaled, so the comparison depends on their scale"
+        text += "; `age_standardised` in the full table does not." if task == MAE[0] else "."
+        yield Finding("caution", f"Penalty of the {task} probe at the edge of its grid", text)
+
+
+def _scale_decides(run: RunFolder) -> Iterator[Finding]:
+    cohort, found = run.experiment.data.cohort, []
+    for split in SCORED:
+        for model in [model for place, model in models(run) if place == cohort]:
+            mae, check = (estimate(run, cohort, model, split, *what) for what in (MAE, MAE_STANDARDISED))
+            if abs(check.estimate - mae.estimate) > (mae.high - mae.low) / 2:
+                name = f"{model_name(model)}, {SPLIT_NAMES[split]}"
+                found.append(f"{name}: MAE {mae.estimate:.2f} years, {check.estimate:.2f} with standardised features")
+    if found:
+        text = f"{'; '.join(found)}. That is more than half the width of the interval."
+        yield Finding("caution", "The age error depends on the scale of the features", text)
+
+
 def _small_tests(run: RunFolder) -> Iterator[Finding]:
     if run.evaluated is None:
         return
     people = run.evaluated.drop_duplicates([*PERSON, "split"])["split"].value_counts()
-    for split in TESTS:
+    for split in SCORED:
         count = int(people.get(split, 0))
         if count == 0:
             yield Finding("caution", f"No {SPLIT_NAMES[split]}", f"Nobody of the {SPLIT_NAMES[split]} was scored.")
@@ -192,5 +233,5 @@ def _mae(run: RunFolder, cohort: str, model: str, split: str) -> Estimate:
 
 CHECKS: list[Callable[[RunFolder], Iterator[Finding]]] = [
     _leaks, _seen, _collapse, _stopped, _trial, _worse_than_guessing, _unfinished, _no_better_than_untrained,
-    _outside_train_ages, _small_tests, _site_probe, _dropped,
+    _outside_train_ages, _small_tests, _site_probe, _penalty_at_edge, _scale_decides, _dropped,
 ]  # fmt: skip

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import pandas as pd
+
 from brainage.config import AugmentConfig, Experiment, LossConfig
+from brainage.data.table import PERSON, SPLITS
+from brainage.downstream.results import EXTERNAL
 from brainage.losses.names import CONTRASTIVE_NAMES
 from brainage.reporting.run_folder import RunFolder
 
@@ -39,6 +43,14 @@ AUGMENTATIONS = {
     "flip_p": "left-right flip", "affine_p": "affine", "crop_p": "random crop", "blur_p": "blur", "noise_p": "noise",
     "intensity_p": "intensity", "cutout_p": "cut-out",
 }  # fmt: skip
+
+
+SOURCES = {
+    "official": "People are in the splits that the cohort came with.",
+    "file": "People are in the splits of a file that was given.",
+    "drawn": "People were put into splits by a hash of who they are.",
+}
+MOST_SITES_NAMED = 6
 
 
 class Definition(NamedTuple):
@@ -95,8 +107,13 @@ REFERENCES = [
 
 
 def methods(run: RunFolder) -> list[str]:
-    """Paragraphs that say what was done, generated from the configuration."""
-    return [_data(run), _network(run.experiment), _training(run.experiment), _evaluation(run.experiment)]
+    """Paragraphs that say what was done, generated from the configuration and the table of scans used."""
+    return [
+        " ".join(filter(None, [_data(run), _split(run)])),
+        _network(run.experiment),
+        _training(run.experiment),
+        _evaluation(run),
+    ]
 
 
 def encoder_name(experiment: Experiment) -> str:
@@ -119,12 +136,36 @@ def _data(run: RunFolder) -> str:
         "zscore": "each sample was z-scored by itself",
         "standardise": "each feature was standardised by the train set",
     }
-    text += f"; {rules.get(data.intensity, 'intensities were left as stored')}. "
-    if data.external_sites:
-        sites = data.external_sites
-        named = f"site {sites[0]} was" if len(sites) == 1 else f"sites {', '.join(sites)} were"
-        text += f"The {named} held out whole as the external test. "
-    return text + f"{100 * data.val_fraction:g} % of the training people were set apart for validation."
+    return f"{text}; {rules.get(data.intensity, 'intensities were left as stored')}."
+
+
+def _split(run: RunFolder) -> str:
+    """Who is where, counted in the table: a key of the configuration need not have acted."""
+    if run.table is None:
+        return ""
+    people = run.table.drop_duplicates([*PERSON, "split"])["split"].value_counts()
+    count = {split: int(people.get(split, 0)) for split in SPLITS}
+    said = [SOURCES.get(str(run.environment.get("split_source")), ""), _external(run.table, count[EXTERNAL])]
+    learnt = count["train"] + count["val"]
+    who = f"{count['val']} of {learnt} training people were" if count["val"] else "Nobody was"
+    said.append(f"{who} set apart for validation.")
+    return " ".join(filter(None, said))
+
+
+def _external(table: pd.DataFrame, people: int) -> str:
+    sites = table["site"].astype("string")
+    external = sorted(sites[table["split"] == EXTERNAL].dropna().unique())
+    shared = set(external) & set(sites[table["split"] != EXTERNAL].dropna())
+    if not people:
+        return "There is no external test."
+    if not external:
+        return f"The external test is {people} people whose site is not known."
+    if shared:
+        where = f"{len(shared)} of its {len(external)} sites"
+        return f"The external test is {people} people; people of {where} are in other splits too."
+    named = f"site {external[0]} was" if len(external) == 1 else f"{len(external)} sites were"
+    listed = f": {', '.join(external)}" if 1 < len(external) <= MOST_SITES_NAMED else ""
+    return f"The {named} held out whole as the external test ({people} people{listed})."
 
 
 def _network(experiment: Experiment) -> str:
@@ -171,13 +212,14 @@ def _augmentation(augment: AugmentConfig) -> str:
     return f"Views were augmented with (probability): {', '.join(f'{word} ({p:g})' for word, p in used.items())}."
 
 
-def _evaluation(experiment: Experiment) -> str:
-    evaluate = experiment.evaluate
-    features = "encoder's features" if evaluate.features == "trunk" else "projection head's output"
+def _evaluation(run: RunFolder) -> str:
+    evaluate = run.experiment.evaluate
+    features = "encoder's features" if run.features == "trunk" else "projection head's output"
     return (
         f"The network was frozen and its {features} embedded every scan. Age was read out by ridge regression (penalty "
-        "chosen by five-fold cross-validation grouped by person), without standardisation; the site by multinomial "
-        "logistic regression, scored on the internal test only. Both were fitted on "
+        "chosen by five-fold cross-validation grouped by person), without standardisation; a second ridge, on features "
+        "standardised by the people fitted on and over a wider grid, checks how far the scale decides; the site by "
+        "multinomial logistic regression, scored on the internal test only. All were fitted on "
         f"{' and '.join(evaluate.fit_splits)}. Intervals are percentiles of {evaluate.bootstrap} bootstrap "
         "resamples of people. The protocol follows the OpenBHB challenge (Dufumier et al. 2022)."
     )

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from brainage.reporting.run_folder import RunFolder
 from brainage.reporting.style import save_figure
-from brainage.reporting.tables import Table, write_table
+from brainage.reporting.table_files import write_table
+from brainage.reporting.tables import Table
 
 
 class Drawn(NamedTuple):

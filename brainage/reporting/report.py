@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 
 from brainage import __version__
 from brainage.data.table import SPLITS, write_atomically
+from brainage.downstream.results import CHANCE, INTERNAL, SCORED
 from brainage.reporting.findings import findings
 from brainage.reporting.methods import encoder_name
 from brainage.reporting.run_folder import RunFolder, read_run
@@ -19,10 +20,10 @@ from brainage.reporting.style import SPLIT_NAMES
 from brainage.reporting.tables import (
     BOTH_TESTS,
     CHALLENGE,
-    CHANCE,
     MAE,
     SITE_BACC,
     Cell,
+    Estimate,
     estimate,
     mean_predictor,
     model_name,
@@ -110,17 +111,23 @@ def _checked(run: RunFolder) -> str:
 def _tiles(run: RunFolder) -> list[tuple[str, str, list[str]]]:
     """Name, number and what to compare it with, of the four numbers that a reader looks for first."""
     cohort, tiles = run.experiment.data.cohort, []
-    for split in ("test_internal", "test_external"):
+    for split in SCORED:
         mae, guess = estimate(run, cohort, run.model, split, *MAE), mean_predictor(run, cohort, split)
         if mae:
-            against = [mae.interval(2), f"mean predictor {guess.estimate:.2f}" if guess else ""]
+            against = [mae.interval(2), _seeds(mae, 2), f"mean predictor {guess.estimate:.2f}" if guess else ""]
             tiles.append((f"MAE, {SPLIT_NAMES[split]}", f"{mae.estimate:.2f} years", against))
-    bacc = estimate(run, cohort, run.model, "test_internal", *SITE_BACC)
-    chance = estimate(run, cohort, CHANCE, "test_internal", *SITE_BACC)
+    bacc = estimate(run, cohort, run.model, INTERNAL, *SITE_BACC)
+    chance = estimate(run, cohort, CHANCE, INTERNAL, *SITE_BACC)
     if bacc:
-        against = [bacc.interval(1, 100), f"chance {100 * chance.estimate:.1f} %" if chance else ""]
+        guessed = f"chance {100 * chance.estimate:.1f} %" if chance else ""
+        against = [bacc.interval(1, 100), _seeds(bacc, 1, 100), guessed]
         tiles.append(("Site BAcc, lower is better", f"{100 * bacc.estimate:.1f} %", against))
     score = estimate(run, cohort, run.model, BOTH_TESTS, *CHALLENGE)
     if score:
-        tiles.append(("L_c, lower is better", f"{score.estimate:.2f}", [score.interval(2), "BAcc^0.3 × external MAE"]))
+        against = [score.interval(2), _seeds(score, 2), "BAcc^0.3 × external MAE"]
+        tiles.append(("L_c, lower is better", f"{score.estimate:.2f}", against))
     return tiles
+
+
+def _seeds(found: Estimate, digits: int, scale: float = 1) -> str:
+    return f"{found.seeds} seeds, {found.seeds_line(digits, scale)}" if found.seeds > 1 else ""

@@ -35,9 +35,10 @@ def reproduce(run: RunFolder) -> Reproduction:
         ("training configuration", training_hash(experiment)),
         ("split hash", str(run.environment.get("split_hash") or finished.get("split_hash") or "not recorded")),
         ("seeds of the networks", ", ".join(map(str, seeds or [experiment.seed]))),
-        ("seed of the split", str(experiment.data.split_seed)),
         ("checkpoint", str(finished.get("checkpoint", "training has not finished"))),
     ]
+    if run.environment.get("split_source") != "file":
+        facts.insert(4, ("seed of the split", str(experiment.data.split_seed)))
     if "seconds" in finished:
         facts.append(("training time", _duration(float(finished["seconds"]))))
     rest = {key: value for key, value in run.environment.items() if key not in ("command", "argv", "split_hash")}

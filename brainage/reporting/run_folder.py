@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from typing import Any
 
 import pandas as pd
 
-from brainage.config import Experiment, read_experiment
+from brainage.config import Experiment, from_plain, read_experiment
 from brainage.data.table import KEY, read_table, read_tsv
-from brainage.downstream.results import part_of, read_results
-from brainage.errors import BrainageError, DataError
+from brainage.downstream.results import SCORED, part_of, read_results
+from brainage.errors import DataError
+from brainage.experiment_files import read_yaml
+from brainage.losses.names import SUPERVISED_NAMES
 
 PREDICTION_COLUMNS = [*KEY, "split", "site", "age_years", "model", "predicted_age_years"]
 JOURNAL_COLUMNS = ["step", "time_ms", "name", "value"]
@@ -50,14 +53,17 @@ class RunFolder:
         return f"{self.model}-seed{self.experiment.seed}"
 
     @property
+    def features(self) -> str:
+        """What was read of the main network: `trunk`, or `head` (which of a supervised network is an age)."""
+        return "trunk" if self.model in SUPERVISED_NAMES else self.experiment.evaluate.features
+
+    @property
     def evaluated(self) -> pd.DataFrame | None:
         """Predictions of the main network on people of the test splits."""
         if self.predictions is None:
             return None
         rows = self.predictions
-        rows = rows[
-            rows["label"].isin([self.label, self.model]) & rows["split"].isin(["test_internal", "test_external"])
-        ]
+        rows = rows[rows["label"].isin([self.label, self.model]) & rows["split"].isin(SCORED)]
         return rows if len(rows) else None
 
     def series(self, name: str) -> pd.DataFrame:
@@ -73,7 +79,7 @@ def read_run(folder: str | Path) -> RunFolder:
         raise DataError(f"run folder {folder}: not found; expected the folder that `brainage pretrain` printed")
     return RunFolder(
         path=folder,
-        experiment=_experiment(folder / "config.yaml"),
+        experiment=_experiment(folder),
         table=_optional(folder / "table.parquet", read_table),
         split=_optional(folder / "split.tsv", read_tsv),
         dropped=_optional(folder / "dropped.tsv", read_tsv),
@@ -120,17 +126,21 @@ def model_and_seed(label: str) -> tuple[str, int | None]:
     return (match["model"], int(match["seed"])) if match else (label, None)
 
 
-def _experiment(path: Path) -> Experiment:
+def _experiment(folder: Path) -> Experiment:
+    """config.yaml is from the training; an evaluation with other values leaves those that it used in evaluate.yaml."""
+    experiment, used = _read_config(folder / "config.yaml"), folder / "evaluate.yaml"
+    if used.is_file():
+        section = from_plain({"evaluate": read_yaml(used)}, str(used)).evaluate
+        experiment = dataclasses.replace(experiment, evaluate=section)
+    return experiment
+
+
+def _read_config(path: Path) -> Experiment:
     if not path.is_file():
         raise DataError(
             f"{path}: not found; expected a run folder of `brainage pretrain`, which always holds config.yaml"
         )
-    try:
-        return read_experiment(path)
-    except BrainageError:
-        raise
-    except Exception as error:
-        raise DataError(f"{path}: not readable as an experiment ({' '.join(str(error).split())})") from error
+    return read_experiment(path)
 
 
 def _optional(path: Path, read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame | None:

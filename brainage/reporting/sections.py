@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from brainage.data.table import SPLITS
+from brainage.downstream.results import SCORED
 from brainage.reporting import figures
 from brainage.reporting.age_errors import age_errors
 from brainage.reporting.cohort import ages_by_site, dropped_sheet, site_sheet, split_sheet
@@ -16,7 +17,6 @@ from brainage.reporting.reproduce import reproduce
 from brainage.reporting.style import ACCENT, SPLIT_NAMES
 from brainage.reporting.tables import (
     MAE,
-    TESTS,
     all_results,
     differences,
     estimate,
@@ -34,7 +34,7 @@ def results(page: Page) -> list[Block]:
     table, every = headline(page.run), all_results(page.run)
     if table is None or every is None:
         return [page.missing("Results: nothing was evaluated yet.")]
-    drawn = [figure for figure in (_comparison(page, split) for split in TESTS) if figure]
+    drawn = [figure for figure in (_comparison(page, split) for split in SCORED) if figure]
     paired = differences(page.run)
     return [
         page.table(table),

@@ -1,41 +1,39 @@
-"""Tables of the report: numbers for CSV, the same rows as short text for the page and for LaTeX (booktabs)."""
+"""Tables of the report: numbers for CSV, the same rows as short text for the page and for LaTeX."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from brainage.data.table import write_atomically
-from brainage.downstream.results import RESULT_COLUMNS
+from brainage.data.table import PERSON
+from brainage.downstream.results import CHANCE, FEWEST_PEOPLE, MEAN_PREDICTOR, RESULT_COLUMNS, SCORED
 from brainage.reporting.run_folder import RunFolder, model_and_seed
 from brainage.reporting.style import SPLIT_NAMES
 
-TESTS = ("test_internal", "test_external")
 # task and metric of results.csv
 MAE = ("age", "mae_years")
+MAE_STANDARDISED = ("age_standardised", "mae_years")
 SITE_BACC = ("site", "balanced_accuracy")
 CHALLENGE = ("challenge", "challenge_score")
-MEAN_PREDICTOR, CHANCE = "mean_predictor", "chance"  # what the models are compared with, as runs of results.csv
-BOTH_TESTS = "+".join(TESTS)
+BOTH_TESTS = "+".join(SCORED)
 BASELINES = ("untrained", "pca_ridge", "ridge")
+SEEDLESS = ("pca_ridge", "ridge", MEAN_PREDICTOR)  # nothing in them is drawn at random
 MODEL_NAMES = {
     "exp": "L^exp", "yaware": "y-Aware", "infonce": "InfoNCE", "supcon": "SupCon",
     "l1": "L1, supervised", "l2": "L2, supervised", "huber": "Huber, supervised",
     "untrained": "Untrained encoder", "pca_ridge": "PCA + ridge", "ridge": "Ridge on raw values",
     "mean_predictor": "Mean predictor",
 }  # fmt: skip
-FEWEST_PEOPLE = 5  # a group below this is neither averaged nor shown with its ages
+# phrases of notes in results.csv
 SEEDS_NOTE = re.compile(r"seeds (?P<seeds>\d[\d, ]*), sd over seeds (?P<sd>[\d.e+-]+)")
-LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "±": r"$\pm$", "–": "--", "—": "---", "…": r"\dots{}", "≥": r"$\geq$", "×": r"$\times$",
-}  # fmt: skip
+MATCHED_NOTE = re.compile(
+    r"matched seeds (?P<seeds>\d[\d, ]*): sd of their differences (?P<sd>[\d.e+-]+), "
+    r"the first is better in (?P<better>\d+)"
+)
 
 
 @dataclass
@@ -97,6 +95,10 @@ class Estimate:
             return ""
         return f"[{self.low * scale:.{digits}f}, {self.high * scale:.{digits}f}]"
 
+    def seeds_line(self, digits: int, scale: float = 1) -> str:
+        """The standard deviation over seeds, or nothing where there is one seed."""
+        return f"seed sd {self.seed_sd * scale:.{digits}f}" if np.isfinite(self.seed_sd) else ""
+
 
 def model_name(model: str) -> str:
     """The name a reader knows.
@@ -112,7 +114,7 @@ def model_name(model: str) -> str:
 def models(run: RunFolder) -> list[tuple[str, str]]:
     """(cohort, model) pairs with an age MAE: the run's own cohort and loss first, then siblings, then baselines."""
     rows = _rows(run, *MAE)
-    rows = rows[rows["split"].isin(TESTS) & (rows["model"] != MEAN_PREDICTOR)]
+    rows = rows[rows["split"].isin(SCORED) & (rows["model"] != MEAN_PREDICTOR)]
     pairs = list(dict.fromkeys(zip(rows["cohort"], rows["model"], strict=True)))
 
     def rank(pair: tuple[str, str]) -> tuple[bool, int]:
@@ -151,7 +153,7 @@ def mean_predictor(run: RunFolder, cohort: str, split: str) -> Estimate:
 def parts(run: RunFolder, kind: str) -> pd.DataFrame:
     """MAE of the main network on each part (site or band) of the tests: split, part, estimate, low, high, n."""
     rows = _rows(run, f"age_by_{kind}", MAE[1], whole=False)
-    rows = rows[rows["split"].isin(TESTS) & rows["cohort"].eq(run.experiment.data.cohort)]
+    rows = rows[rows["split"].isin(SCORED) & rows["cohort"].eq(run.experiment.data.cohort)]
     own = rows[rows["run"] == run.label]
     own = own if len(own) else rows[rows["run"] == run.model]
     own = own[own["n"] >= FEWEST_PEOPLE].rename(columns={"part_name": "part"})
@@ -180,7 +182,10 @@ def headline(run: RunFolder) -> Table | None:
         "their youngest and oldest age under it."
     )
     if any(row["seeds"] > 1 for row in data):
-        note += " Several seeds: the mean over the networks; the intervals do not contain the sd over seeds."
+        note += (
+            " Several seeds: the mean over the networks, trained alike but for the seed; “seed sd” is the standard "
+            "deviation over them, which the intervals do not contain."
+        )
     rows = pd.DataFrame(shown)
     return Table(
         "headline", "Age and site read from the frozen embedding", pd.DataFrame(data),
@@ -193,25 +198,28 @@ def _headline_row(run: RunFolder, cohort: str, model: str) -> tuple[dict[str, An
     data: dict[str, Any] = {"cohort": cohort, "model": model, "seeds": 1}
     shown: dict[str, Any] = {"Model": Cell(model_name(model)), "Cohort": cohort}
     people, ages = [], []
-    for split, word in zip(TESTS, ("internal", "external"), strict=True):
+    for split, word in zip(SCORED, ("internal", "external"), strict=True):
         mae, guess = estimate(run, cohort, model, split, *MAE), mean_predictor(run, cohort, split)
         low, high = age_range(run, cohort, model, split)
         data |= {"seeds": max(data["seeds"], mae.seeds), **mae.columns(f"mae_{word}"), f"n_{word}": mae.n}
         data |= {f"mae_{word}_seed_sd": mae.seed_sd, f"mae_{word}_mean_predictor": guess.estimate}
         data |= {f"age_{word}_min": low, f"age_{word}_max": high}
-        sd = f"seed sd {mae.seed_sd:.2f}" if np.isfinite(mae.seed_sd) else ""
         beside = f"mean {guess.estimate:.2f}" if guess and model != MEAN_PREDICTOR else ""
-        shown[f"MAE {word} (years)"] = mae.cell(2, sd, beside)
+        shown[f"MAE {word} (years)"] = mae.cell(2, mae.seeds_line(2), beside)
         people.append(str(mae.n) if mae else "–")
         ages.append(f"{low:.0f}–{high:.0f}" if np.isfinite(low) else "–")
-    bacc, chance = (estimate(run, cohort, name, TESTS[0], *SITE_BACC) for name in (model, CHANCE))
+    bacc, chance = (estimate(run, cohort, name, SCORED[0], *SITE_BACC) for name in (model, CHANCE))
     score = estimate(run, cohort, model, BOTH_TESTS, *CHALLENGE)
     data |= {**bacc.columns("site_bacc"), "site_chance": chance.estimate, **score.columns("l_c")}
-    shown["Site BAcc (%)"] = bacc.cell(1, f"chance {100 * chance.estimate:.1f}" if chance else "", scale=100)
-    shown["L_c"] = score.cell(2)
+    shown["Site BAcc (%)"] = bacc.cell(
+        1, bacc.seeds_line(1, 100), f"chance {100 * chance.estimate:.1f}" if chance else "", scale=100
+    )
+    shown["L_c"] = score.cell(2, score.seeds_line(2))
     shown["n, ages int / ext"] = Cell(" / ".join(people), (" / ".join(ages),))
-    if data["seeds"] > 1:
-        shown["Model"] = Cell(model_name(model), (f"{data['seeds']} seeds",))
+    planned = 1 if model in SEEDLESS else run.experiment.evaluate.seeds
+    if max(data["seeds"], planned) > 1:
+        counted = f"{data['seeds']} of {planned} seeds" if data["seeds"] < planned else f"{data['seeds']} seeds"
+        shown["Model"] = Cell(model_name(model), (counted,))
     return data, shown
 
 
@@ -226,22 +234,41 @@ def differences(run: RunFolder) -> Table | None:
         "Models": pairs, "Split": rows["split"].map(_split_name),
         "MAE difference (years)": rows["estimate"].map(lambda value: f"{value:+.2f}"),
         "95 % interval": [Estimate(*row).interval(2) for row in zip(*ends, strict=True)],
-        "n": rows["n"].map(str),
+        "n": rows["n"].map(str), "Seeds": [_seeds_cell(note) for note in rows["note"]],
     })  # fmt: skip
-    note = "Below 0: the first model errs less. An interval that holds 0 leaves open which one is better."
-    data = rows[RESULT_COLUMNS]
+    note = (
+        "Below 0: the first model errs less. An interval that holds 0 leaves open which one is better. Intervals are "
+        "over people only and do not contain the spread over training seeds: one that excludes 0 does not say that "
+        "another training would. Where both models were trained with the same seeds, the last column has the sd of "
+        "the difference over them and how many of them favour the first."
+    )
+    seeds = rows["note"].str.extract(MATCHED_NOTE)
+    data = rows[RESULT_COLUMNS].assign(
+        matched_seeds=seeds["seeds"],
+        seed_sd=seeds["sd"].astype("float64"),
+        seeds_better=seeds["better"].astype("Int64"),
+    )
     return Table("differences", "Differences between models, on the same people", data, shown, note, words=("Split",))
 
 
+def _seeds_cell(note: str) -> Cell:
+    told = MATCHED_NOTE.search(note)
+    if told is None:
+        return Cell("one" if "one seed" in note else "not matched" if "not matched" in note else "–")
+    count = len(told["seeds"].split(","))
+    return Cell(f"{count} matched", (f"sd {told['sd']}", f"first better in {told['better']}"))
+
+
 def age_range(run: RunFolder, cohort: str, model: str, split: str) -> tuple[float, float]:
-    """Youngest and oldest person scored, in years; NaN without predictions."""
+    """Youngest and oldest person scored, in whole years; NaN without predictions or of fewer than FEWEST_PEOPLE."""
     if run.predictions is None:
         return np.nan, np.nan
     rows = run.predictions
     rows = rows[(rows["cohort"] == cohort) & (rows["split"] == split)]
     own = rows if model == MEAN_PREDICTOR else rows[[model_and_seed(label)[0] == model for label in rows["label"]]]
-    ages = own["age_years"]
-    return (float(ages.min()), float(ages.max())) if len(ages) else (np.nan, np.nan)
+    if len(own.drop_duplicates(PERSON)) < FEWEST_PEOPLE:
+        return np.nan, np.nan
+    return float(own["age_years"].min().round()), float(own["age_years"].max().round())
 
 
 def all_results(run: RunFolder) -> Table | None:
@@ -258,37 +285,6 @@ def all_results(run: RunFolder) -> Table | None:
         "n": rows["n"].map(lambda n: "–" if pd.isna(n) else f"{int(n)}"), "Note": rows["note"],
     })  # fmt: skip
     return Table("results", "All results", rows, shown, words=("Split", "Task", "Metric", "Note"))
-
-
-def write_table(table: Table, folder: Path) -> None:
-    """Write `<name>.csv` and `<name>.tex` (booktabs) into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"{table.name}.csv", lambda path: table.data.to_csv(path, index=False))
-    write_atomically(folder / f"{table.name}.tex", lambda path: path.write_text(to_latex(table), encoding="utf-8"))
-
-
-def to_latex(table: Table) -> str:
-    """A `table` environment for the booktabs package, every character escaped."""
-    columns = "".join("l" if table.is_words(name) else "r" for name in table.shown.columns)
-    lines = [" & ".join(map(escape_latex, map(str, row))) + r" \\" for row in table.shown.itertuples(index=False)]
-    head = " & ".join(map(escape_latex, table.shown.columns)) + r" \\"
-    return "\n".join([
-        r"% \usepackage{booktabs}", r"\begin{table}", r"  \centering\small",
-        f"  \\caption{{{escape_latex(table.caption)}}}",
-        f"  \\label{{tab:{table.name}}}", f"  \\begin{{tabular}}{{{columns}}}", r"    \toprule", f"    {head}",
-        r"    \midrule", *(f"    {line}" for line in lines), r"    \bottomrule", r"  \end{tabular}", r"\end{table}", "",
-    ])  # fmt: skip
-
-
-def escape_latex(text: str) -> str:
-    r"""Text as LaTeX prints it, with the names of losses and scores set as mathematics.
-
-    >>> escape_latex("L^exp: 5 % of site_1")
-    '$L^{\\mathrm{exp}}$: 5 \\% of site\\_1'
-    """
-    mathematics = {"L^exp": r"$L^{\mathrm{exp}}$", "L_c": "$L_c$"}
-    pieces = re.split(r"(L\^exp|L_c)", text)
-    return "".join(mathematics.get(piece) or "".join(LATEX.get(c, c) for c in piece) for piece in pieces)
 
 
 def _split_name(split: str) -> str:

@@ -92,6 +92,28 @@ FAULTS: list[tuple[str, str, Callable[[Path], None]]] = [
         "caution",
         lambda f: _change_results(f, "task == 'site'", note="lbfgs NOT converged, C 1"),
     ),
+    (
+        "Penalty of the age probe at the edge of its grid",
+        "caution",
+        lambda f: _change_results(f, WHOLE, note="60 scans; ridge on 180 scans, alpha 100 (edge of the grid)"),
+    ),
+    (
+        "Penalty of the age probe at the edge of its grid",
+        "caution",
+        lambda f: _change_results(
+            f, WHOLE.replace("exp", "untrained"), note="60 scans; ridge on 180 scans, alpha 0.01 (edge of the grid)"
+        ),
+    ),
+    (
+        "Penalty of the site probe at the edge of its grid",
+        "caution",
+        lambda f: _change_results(f, "task == 'site'", note="lbfgs converged, C 100 (edge of the grid)"),
+    ),
+    (
+        "The age error depends on the scale of the features",
+        "caution",
+        lambda f: _change_results(f, WHOLE.replace("'age'", "'age_standardised'"), estimate=4.0, low=3.0, high=5.0),
+    ),
     ("Many scans were dropped", "caution", _drop_many),
     ("Small external test", "caution", _few_people),
 ]
@@ -120,6 +142,15 @@ def test_one_bad_look_is_not_a_collapse(run_folder):
     with (run_folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 500, "time_ms": 0, "metrics": {"health/loss_over_collapse": 1.0}}) + "\n")
     assert findings(read_run(run_folder)) == []
+
+
+def test_the_warning_of_the_grid_tells_the_models_apart(run_folder):
+    note = "60 scans; ridge on 180 scans, alpha 100 (edge of the grid)"
+    _change_results(run_folder, WHOLE.replace("run == 'exp'", "run in ['exp', 'l1']"), note=note)
+    (found,) = findings(read_run(run_folder))
+    assert found.text.startswith(
+        "alpha ends at the edge of its grid for L^exp; L1, supervised (and not for Untrained encoder; PCA + ridge). "
+    )
 
 
 def test_no_warning_names_a_person(run_folder):

@@ -11,12 +11,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from brainage.config import read_experiment, save_experiment
-from brainage.data.table import read_table
+from brainage.config import EvaluateConfig, read_experiment, save_experiment
+from brainage.data.table import read_table, write_table
 from brainage.errors import ConfigError, DataError
 from brainage.reporting.embedding_map import principal_plane
+from brainage.reporting.findings import findings
 from brainage.reporting.methods import methods
 from brainage.reporting.report import write_report
+from brainage.reporting.reproduce import reproduce
 from brainage.reporting.run_folder import read_journal, read_run
 from brainage.reporting.sections import SECTIONS
 from tests.reporting.fake_run import PERSON_PREFIX, write_fake_run
@@ -112,7 +114,7 @@ def test_a_missing_folder_or_configuration_is_one_clear_error(tmp_path):
     with pytest.raises(ConfigError, match="nmae"):
         write_report(tmp_path)
     (tmp_path / "config.yaml").write_text("a: [1, 2")
-    with pytest.raises(DataError, match="not readable as an experiment"):
+    with pytest.raises(ConfigError, match=r"config\.yaml: not readable as YAML"):
         write_report(tmp_path)
 
 
@@ -169,6 +171,71 @@ def test_the_methods_say_what_the_configuration_says(run_folder):
     text = " ".join(methods(read_run(run_folder)))
     for words in ("3.5 years", "2e-5", "minus 1", "Barbano", "site IOP was held out", "68 values", "noise (0.5)"):
         assert words in text
+
+
+def test_what_the_evaluation_used_is_said_and_not_what_the_training_planned(run_folder):
+    (run_folder / "evaluate.yaml").write_text("bootstrap: 37\nfit_splits: [train]\nallow_seen: true\nfeatures: head\n")
+    run = read_run(run_folder)
+    text = " ".join(methods(run))
+    assert "37 bootstrap" in text
+    assert "fitted on train." in text
+    assert "projection head's output" in text
+    assert "Scoring of seen people was allowed" in [finding.title for finding in findings(run)]
+    assert run.experiment.evaluate.scatter_points == EvaluateConfig().scatter_points
+    assert run.experiment.loss.name == "exp"
+    assert "bootstrap: 37" in reproduce(run).config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("bootstrp: 3", "evaluate.bootstrp"), ("bootstrap: many", "evaluate.bootstrap"), ("[1, 2]", "keys and values")],
+)
+def test_an_evaluate_yaml_that_is_none_is_refused_by_name(run_folder, text, message):
+    (run_folder / "evaluate.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"evaluate\.yaml.*{message}"):
+        read_run(run_folder)
+
+
+def test_a_head_that_is_an_age_is_not_drawn_as_an_embedding(run_folder):
+    experiment = read_experiment(run_folder / "config.yaml")
+    experiment.loss.name, experiment.evaluate.features = "l1", "head"
+    save_experiment(experiment, run_folder / "config.yaml")
+    run = read_run(run_folder)
+    assert run.features == "trunk"
+    assert "encoder's features" in " ".join(methods(run))
+
+
+def test_the_split_is_described_as_it_is_and_not_as_the_keys_have_it(run_folder):
+    experiment = read_experiment(run_folder / "config.yaml")
+    experiment.data.external_sites, experiment.data.val_fraction = ["HH", "Guys"], 0.4
+    save_experiment(experiment, run_folder / "config.yaml")
+    text = methods(read_run(run_folder))[0]
+    assert "The site IOP was held out whole as the external test (50 people)." in text
+    assert "20 of 180 training people were set apart" in text
+    assert "40 %" not in text
+    assert "splits" not in text  # where the split came from is not recorded
+    table = read_table(run_folder / "table.parquet")
+    table.loc[table["split"] == "val", ["site", "split"]] = ["IOP", "train"]
+    write_table(table, run_folder / "table.parquet")
+    text = methods(read_run(run_folder))[0]
+    assert "50 people; people of 1 of its 1 sites are in other splits too" in text
+    assert "Nobody was set apart" in text
+    write_table(table[table["split"] == "train"], run_folder / "table.parquet")
+    assert "There is no external test." in methods(read_run(run_folder))[0]
+    (run_folder / "table.parquet").unlink()
+    assert not re.search("external|set apart", methods(read_run(run_folder))[0])
+
+
+@pytest.mark.parametrize(
+    ("source", "words", "seeded"),
+    [("official", "the cohort came with", True), ("file", "a file that was given", False), ("drawn", "a hash", True)],
+)
+def test_where_the_split_came_from_is_said_where_it_is_recorded(run_folder, source, words, seeded):
+    recorded = json.loads((run_folder / "environment.json").read_text())
+    (run_folder / "environment.json").write_text(json.dumps({**recorded, "split_source": source}))
+    run = read_run(run_folder)
+    assert words in methods(run)[0]
+    assert ("seed of the split" in dict(reproduce(run).facts)) == seeded
 
 
 def test_a_supervised_run_is_not_described_as_contrastive(run_folder):

@@ -8,18 +8,15 @@ from brainage.data.table import read_table, write_table
 from brainage.downstream.results import read_results, write_results
 from brainage.reporting.cohort import ages_by_site, anonymous_reasons, dropped_sheet, site_sheet, split_sheet
 from brainage.reporting.run_folder import read_run
+from brainage.reporting.table_files import escape_latex, to_latex
+from brainage.reporting.table_files import write_table as write_files
 from brainage.reporting.tables import (
     Cell,
     Table,
     all_results,
     differences,
-    escape_latex,
     headline,
     parts,
-    to_latex,
-)  # fmt: skip
-from brainage.reporting.tables import (
-    write_table as write_files,
 )
 
 
@@ -63,6 +60,8 @@ def test_several_seeds_show_their_number_and_spread(reported):
     assert _cell(table, "L1, supervised", "Model").small == ("2 seeds",)
     assert f"seed sd {sd:.2f}" in _cell(table, "L1, supervised", "MAE internal (years)").small
     assert _cell(table, "PCA + ridge", "Model").small == ()
+    assert _cell(table, "Untrained encoder", "Model").small == ("1 of 2 seeds",)
+    assert "seed sd" in table.note
 
 
 def test_networks_that_were_scored_one_by_one_are_averaged(run_folder):
@@ -87,7 +86,26 @@ def test_there_is_no_headline_before_an_evaluation(run_folder):
 
 def test_paired_differences_name_both_models(run_folder):
     table = differences(read_run(run_folder))
-    assert table.shown["Models"].tolist() == ["L^exp minus L1, supervised"] * 2
+    others = ["L1, supervised", "Untrained encoder", "PCA + ridge"]
+    assert table.shown["Models"].tolist() == [f"L^exp minus {other}" for other in others for _ in range(2)]
+    assert {str(cell) for cell in table.shown["Seeds"]} == {"one"}
+    assert "do not contain the spread over training seeds" in table.note
+
+
+def test_paired_differences_of_matched_seeds_show_their_sd_and_whom_they_favour(reported):
+    table = differences(read_run(reported))
+    predictions = read_table(reported / "predictions.parquet").query("split == 'test_external'")
+    error = (predictions["predicted_age_years"] - predictions["age_years"]).abs()
+    maes = error.groupby([predictions["model"], predictions["seed"]]).mean()
+    each = maes["exp"] - maes["l1"]
+    row = table.data.query("run == 'exp - l1' and split == 'test_external'").iloc[0]
+    assert row["estimate"] == pytest.approx(each.mean())
+    assert row["seed_sd"] == pytest.approx(each.std(), rel=0.01)
+    assert row["seeds_better"] == (each < 0).sum()
+    cells = dict(zip(table.shown["Models"], table.shown["Seeds"], strict=True))
+    assert cells["L^exp minus L1, supervised"].main == "2 matched"
+    assert cells["L^exp minus L1, supervised"].small[1] == f"first better in {(each < 0).sum()}"
+    assert cells["L^exp minus PCA + ridge"] == Cell("not matched")
 
 
 def test_parts_of_fewer_than_five_people_are_not_shown(run_folder):
@@ -110,14 +128,15 @@ def test_the_split_sheet_counts_what_pandas_counts(run_folder):
     assert data.loc["all", "scans"] == len(table)
 
 
-def test_a_site_of_few_people_keeps_its_counts_but_not_its_ages(run_folder):
+def test_a_site_of_few_people_keeps_its_counts_but_neither_sexes_nor_ages(run_folder):
     table = read_table(run_folder / "table.parquet")
     table.loc[:3, "site"] = "tiny"
     sheet = site_sheet(table)
     row = sheet.shown[sheet.shown["Site"] == "tiny"].iloc[0]
     assert row["People"] == "4"
-    assert row["Age range"] == row["Age, mean ± sd"] == "–"
-    assert sheet.data.loc[sheet.data["group"] == "tiny", "age_min"].isna().all()
+    assert {row[name] for name in ("F", "M", "Age range", "Age, mean ± sd")} == {"–"}
+    assert sheet.data.loc[sheet.data["group"] == "tiny", ["F", "M", "age_mean", "age_min", "age_max"]].isna().all(axis=None)
+    assert "fewer than 5 people are not shown" in sheet.note
     assert "tiny" not in ages_by_site(table)["site"].tolist()
 
 
@@ -166,6 +185,32 @@ def test_csv_keeps_full_precision(tmp_path):
     write_files(Table("t", "T", data, data.map(str)), tmp_path)
     assert pd.read_csv(tmp_path / "t.csv")["x"][0] == 0.1234567890123
     assert (tmp_path / "t.tex").is_file()
+
+
+def test_a_split_of_few_people_has_neither_sexes_nor_ages(run_folder):
+    table = read_table(run_folder / "table.parquet")
+    few = pd.concat([table[table["split"] != "val"], table[table["split"] == "val"].head(4)])
+    sheet = split_sheet(few)
+    assert sheet.data.set_index("group").loc["val", ["F", "M", "age_mean", "age_max"]].isna().all()
+    assert sheet.shown.set_index("Split").loc["val", "People"] == "4"
+    assert "fewer than 5 people" in sheet.note
+
+
+def test_no_table_has_the_exact_age_of_the_youngest_or_oldest(run_folder):
+    run = read_run(run_folder)
+    exact = {float(age) for age in run.table["age_years"] if age % 1}
+    for table in (split_sheet(run.table), site_sheet(run.table), headline(run)):
+        numbers = table.data.select_dtypes("number").to_numpy().ravel()
+        assert not exact & set(numbers[~np.isnan(numbers.astype(float))])
+
+
+def test_the_age_range_of_few_people_is_not_shown(run_folder):
+    frame = read_table(run_folder / "predictions.parquet")
+    kept = (frame["split"] != "test_external") | (frame.groupby(["model", "split"]).cumcount() < 4)
+    write_table(frame[kept], run_folder / "predictions.parquet")
+    row = headline(read_run(run_folder)).data.iloc[0]
+    assert np.isnan(row["age_external_max"])
+    assert np.isfinite(row["age_internal_max"])
 
 
 def test_ages_of_another_cohort_do_not_enter_the_age_range(run_folder):
