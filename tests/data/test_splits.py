@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -222,3 +223,26 @@ def test_the_age_histogram_counts_people_not_scans():
     assert sum(counts.values()) == 100
     assert counts == {f"{d}-{d + 9}": int(((first >= d) & (first < d + 10)).sum()) for d in range(20, 70, 10)}
     assert all(type(value) is int for value in counts.values())
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_internal_test_has_sites_of_train_only_and_train_is_as_drawn(seed):
+    """Random cohorts of sites of one to three people, some people scanned at two sites or at an unknown one."""
+    rng = np.random.default_rng(seed)
+    table = people(int(rng.integers(20, 60)), scans=2)
+    table["site"] = pd.array([f"s{number}" for number in rng.integers(0, len(table) // 3, len(table))], dtype="string")
+    at_one = rng.random(len(table) // 2) < 0.8
+    table["site"] = table["site"].where(~np.repeat(at_one, 2), np.repeat(table["site"].to_numpy()[::2], 2))
+    table.loc[rng.random(len(table)) < 0.1, "site"] = pd.NA
+    external = table["site"].dropna().unique()[:1].tolist()
+    fraction = float(rng.uniform(0.1, 0.7))
+    split = draw_split(table, external_sites=external, internal_fraction=fraction, seed=seed)
+    applied = apply_split(table, split)
+    sites = {name: set(applied.loc[applied["split"] == name, "site"].dropna()) for name in set(applied["split"])}
+    assert sites.get("test_internal", set()) <= sites["train"]
+    assert not sites["train"] & set(external)
+    # who is in train follows from the hash alone, whatever the sites: nobody moves in or out when others come or go
+    alone = draw_split(table.assign(site="one"), external_sites=[], internal_fraction=fraction, seed=seed)
+    held_out = set(table.loc[table["site"].isin(external), "participant_id"])
+    drawn = set(alone.loc[alone["split"] == "train", "participant_id"]) - held_out
+    assert set(split.loc[split["split"] == "train", "participant_id"]) == drawn

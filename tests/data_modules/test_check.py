@@ -53,6 +53,11 @@ class UpsideDown(OpenBHB):
         return super().read(path)[..., ::-1].copy()
 
 
+class BlindToNewFiles(OpenBHB):
+    def stamp(self, path):
+        return super().stamp(path + ".gz")
+
+
 class BackToFront(OpenBHB):
     def read(self, path):
         return super().read(path)[:, :, ::-1].copy()

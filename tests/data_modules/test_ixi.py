@@ -94,16 +94,31 @@ def test_a_second_image_of_a_person_is_listed(tmp_path):
     assert dropped["reason"].str.contains("second brain of this person, after a/").all()
 
 
-def test_a_person_on_one_side_only_is_listed(tmp_path):
+def test_an_image_without_a_row_is_dropped_and_a_row_without_an_image_is_a_person_without_scan(tmp_path):
     sheet = small.official_sheet()
     sheet.loc[0, "IXI_ID"] = 99
     small.write_sheet(small.write_images(tmp_path), sheet)
-    table, dropped = IXI(tmp_path, "brain").table()
+    reader = IXI(tmp_path, "brain")
+    table, dropped = reader.table()
     assert len(table) == 3
     assert dict(zip(dropped["participant_id"], dropped["reason"], strict=True)) == {
         "IXI012": "no usable row in the demographic sheets",
-        "IXI099": "in the demographic sheet, but no brain found",
     }
+    assert reader.without_scan() == ["IXI099"]
+
+
+def test_nobody_of_the_sheets_or_images_is_passed_over_in_silence(tmp_path):
+    """In the table, dropped, or without scan: each person is in one of them, odd rows of the sheet or not."""
+    sheet = small.official_sheet()
+    more = pd.DataFrame({"IXI_ID": [98, 99, 99], "SEX_ID (1=m, 2=f)": 1, "AGE": [30, 40, 50]})  # 99 contradicts itself
+    small.write_sheet(small.write_images(tmp_path), pd.concat([sheet.iloc[1:], sheet.iloc[[1]], more]))
+    odd = tmp_path / "IXI098-HH-1299-T1_odd.nii.gz"
+    odd.write_bytes((tmp_path / "IXI012-HH-1211-T1_brain.nii.gz").read_bytes())
+    reader = IXI(tmp_path, "brain")
+    table, dropped = reader.table()
+    assert table["participant_id"].tolist() == ["IXI013", "IXI014", "IXI015"]
+    assert set(dropped["participant_id"]) == {"IXI012", "IXI013", "IXI098"}  # no row, a repeated row, an odd name
+    assert reader.without_scan() == ["IXI099"]
 
 
 # Sheets
@@ -285,6 +300,7 @@ def test_real_thickness_joins_558_people():
         assert table["site"].value_counts().to_dict() == {"Guys": 311, "HH": 180, "IOP": 67}
         assert (table["age_years"].min() > 19, table["age_years"].max() < 87) == (True, True)
         assert dropped["path"].notna().sum() == 576 - 558
+        assert len(dropped) < 30
     sheet = pd.read_csv(real_root() / "ixi_tables" / "pcn_IXI_aparc_thickness.csv")
     reader = IXI(real_root() / "ixi_tables", "thickness")
     chosen = table[table["participant_id"] == "IXI148"].iloc[0]
@@ -301,6 +317,8 @@ def test_real_images_of_both_folders_are_found():
     brain, head = (IXI(real_root(), modality).table().table for modality in ("brain", "head"))
     assert brain["site"].value_counts().to_dict() == {"Guys": 3, "HH": 2, "IOP": 1}
     assert len(head) == 12
+    assert len(IXI(real_root(), "brain").table().dropped) < 10
+    assert len(IXI(real_root(), "brain").without_scan()) > 500
     assert "IXI013" in set(brain["participant_id"]) & set(head["participant_id"])  # one person, two modalities
 
 

@@ -14,6 +14,7 @@ from brainage.imaging.simulated_people import scans
 from data_modules.openbhb import OpenBHB
 from data_modules.simulated.openbhb import MODALITIES, write_openbhb
 from data_modules.simulated.openbhb_challenge import write_openbhb_challenge
+from data_modules.simulated.writing import worker_count
 
 SMALL = {"subjects": 40, "seed": 3, "spacing_mm": 8.0}
 FILES = {
@@ -214,3 +215,12 @@ def test_the_flat_form_holds_the_same_people_inside_the_masks(cohort, challenge)
             values = array[0, 0][masks[modality]] if modality in masks else array.ravel()
             block = rows[-1, starts[modality] : starts[modality] + len(values)]
             np.testing.assert_array_equal(block, values)
+
+
+def test_a_long_job_gets_the_cores_that_this_process_may_use_and_not_those_of_the_machine(monkeypatch):
+    monkeypatch.setattr("data_modules.simulated.writing.allowed_cores", lambda: 3)
+    assert [worker_count(0, 1, (8, 8, 8)), worker_count(0, 1000, (100, 100, 100)), worker_count(5, 1, (8,))] == [
+        1,
+        3,
+        5,
+    ]
