@@ -84,10 +84,10 @@ def test_the_thickness_results_are_plausible(thickness):
 
 def test_real_brains_and_heads_train_two_epochs_and_are_embedded(smoke, tmp_path):
     for modality, people in (("brain", 6), ("head", 10)):
-        _, data, folder = smoke[modality]
+        experiment, data, folder = smoke[modality]
         assert len(data.table) == people
         assert data.table["path"].is_unique
-        embed_stage(data, folder, tmp_path / f"{modality}.parquet")
+        embed_stage(experiment, data, folder, tmp_path / f"{modality}.parquet")
         embedded = read_embeddings(tmp_path / f"{modality}.parquet")
         assert scan_keys(embedded.keys).tolist() == scan_keys(data.table).tolist()
         for vectors in (embedded.trunk, embedded.head):
@@ -117,7 +117,7 @@ def test_too_few_people_to_evaluate_are_said(smoke, monkeypatch):
 
 def test_brains_and_heads_are_two_contracts(smoke, tmp_path):
     with pytest.raises(ContractError, match="modality: expected 'head', found 'brain'"):
-        embed_stage(smoke["brain"][1], smoke["head"][2], tmp_path / "out.parquet")
+        embed_stage(*smoke["brain"][:2], smoke["head"][2], tmp_path / "out.parquet")
     assert not (tmp_path / "out.parquet").exists()
 
 
@@ -127,9 +127,9 @@ def test_an_encoder_of_grey_matter_maps_refuses_a_real_brain_and_says_what_diffe
     cpu = ["trainer.precision=fp32", "data.workers=0", "data.val_fraction=0"]
     experiment, data = start("openbhb_exp", tmp_path / "maps", f"data.root={root}", *short, *cpu)
     folder = pretrain_stage(experiment, data)
-    brains = start("ixi_volumes_smoke", tmp_path / "brains", f"data.root={REAL}/ixi_1mm", "data.spacing_mm=6")[1]
+    brains = start("ixi_volumes_smoke", tmp_path / "brains", f"data.root={REAL}/ixi_1mm", "data.spacing_mm=6")
     with pytest.raises(ContractError) as refused:
-        embed_stage(brains, folder, tmp_path / "out.parquet")
+        embed_stage(*brains, folder, tmp_path / "out.parquet")
     message = str(refused.value)
     for found in ("modality: expected 'cat12vbm_gm', found 'brain'", "space: expected", "spacing_mm: expected"):
         assert found in message

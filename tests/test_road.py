@@ -182,5 +182,5 @@ def test_vectors_take_the_same_road(cohort):
 def test_an_encoder_of_maps_refuses_region_volumes(road, tmp_path):
     experiment = experiment_on(road.root, "roi", "data.modality=vbm_roi")
     with pytest.raises(ContractError, match="kind: expected 'volume', found 'vector'"):
-        embed_stage(CohortDataModule(experiment.data, seed=0), road.folder, tmp_path / "out.parquet")
+        embed_stage(experiment, CohortDataModule(experiment.data, seed=0), road.folder, tmp_path / "out.parquet")
     assert not (tmp_path / "out.parquet").exists()
