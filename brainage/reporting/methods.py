@@ -163,9 +163,9 @@ def _external(table: pd.DataFrame, people: int) -> str:
     if shared:
         where = f"{len(shared)} of its {len(external)} sites"
         return f"The external test is {people} people; people of {where} are in other splits too."
-    named = f"site {external[0]} was" if len(external) == 1 else f"{len(external)} sites were"
-    listed = f": {', '.join(external)}" if 1 < len(external) <= MOST_SITES_NAMED else ""
-    return f"The {named} held out whole as the external test ({people} people{listed})."
+    listed = f"{len(external)} sites" + (f" ({', '.join(external)})" if len(external) <= MOST_SITES_NAMED else "")
+    named = f"The site {external[0]} was" if len(external) == 1 else f"The {listed} were"
+    return f"{named} held out whole as the external test, {people} people."
 
 
 def _network(experiment: Experiment) -> str:

@@ -224,39 +224,41 @@ def _headline_row(run: RunFolder, cohort: str, model: str) -> tuple[dict[str, An
 
 
 def differences(run: RunFolder) -> Table | None:
-    """Pairs of models scored on the same people; None where no pair was compared."""
+    """Pairs of models scored on the same people of the run's cohort; None where no pair was compared."""
     rows = _rows(run, "age", "mae_difference_years")
+    rows = rows[rows["cohort"] == run.experiment.data.cohort]
     if rows.empty:
         return None
-    pairs = [" minus ".join(model_name(model_and_seed(m)[0]) for m in name.split(" - ")) for name in rows["run"]]
-    ends = [rows[name] for name in ("estimate", "low", "high")]
-    shown = pd.DataFrame({
-        "Models": pairs, "Split": rows["split"].map(_split_name),
-        "MAE difference (years)": rows["estimate"].map(lambda value: f"{value:+.2f}"),
-        "95 % interval": [Estimate(*row).interval(2) for row in zip(*ends, strict=True)],
-        "n": rows["n"].map(str), "Seeds": [_seeds_cell(note) for note in rows["note"]],
-    })  # fmt: skip
+    data, shown = [], []
+    for name, pair in rows.groupby("run", sort=False):
+        numbers: dict[str, Any] = {"models": name}
+        cells: dict[str, Any] = {"Models": " minus ".join(model_name(model_and_seed(m)[0]) for m in name.split(" - "))}
+        for split, word in zip(SCORED, ("internal", "external"), strict=True):
+            here = pair[pair["split"] == split]
+            columns, cell = _difference(here.iloc[0]) if len(here) else ({}, Cell("–"))
+            numbers |= {f"{word}_{column}": value for column, value in columns.items()}
+            cells[f"MAE {word} (years)"] = cell
+        data.append(numbers)
+        shown.append(cells)
     note = (
-        "Below 0: the first model errs less. An interval that holds 0 leaves open which one is better. Intervals are "
-        "over people only and do not contain the spread over training seeds: one that excludes 0 does not say that "
-        "another training would. Where both models were trained with the same seeds, the last column has the sd of "
-        "the difference over them and how many of them favour the first."
+        "Below 0: the first model errs less. An interval that holds 0 leaves open which one is better. 95 % intervals "
+        "are over people only and do not contain the spread over training seeds: one that excludes 0 does not say that "
+        "another training would. Where both models were trained with the same seeds, the sd of the difference over "
+        "them and how many of them favour the first are under it."
     )
-    seeds = rows["note"].str.extract(MATCHED_NOTE)
-    data = rows[RESULT_COLUMNS].assign(
-        matched_seeds=seeds["seeds"],
-        seed_sd=seeds["sd"].astype("float64"),
-        seeds_better=seeds["better"].astype("Int64"),
-    )
-    return Table("differences", "Differences between models, on the same people", data, shown, note, words=("Split",))
+    caption = "Differences between models, on the same people"
+    return Table("differences", caption, pd.DataFrame(data), pd.DataFrame(shown), note)
 
 
-def _seeds_cell(note: str) -> Cell:
-    told = MATCHED_NOTE.search(note)
-    if told is None:
-        return Cell("one" if "one seed" in note else "not matched" if "not matched" in note else "–")
-    count = len(told["seeds"].split(","))
-    return Cell(f"{count} matched", (f"sd {told['sd']}", f"first better in {told['better']}"))
+def _difference(row: pd.Series) -> tuple[dict[str, Any], Cell]:
+    found, told = Estimate(row["estimate"], row["low"], row["high"]), MATCHED_NOTE.search(row["note"])
+    columns: dict[str, Any] = {**found.columns("difference"), "n": row["n"], "note": row["note"]}
+    lines = ["one seed" if "one seed" in row["note"] else "seeds not matched" if "not matched" in row["note"] else ""]
+    if told is not None:
+        count = len(told["seeds"].split(","))
+        columns |= {"seeds": count, "seed_sd": float(told["sd"]), "seeds_better": int(told["better"])}
+        lines = [f"seed sd {told['sd']}", f"first better in {told['better']} of {count}"]
+    return columns, Cell(f"{found.estimate:+.2f}", tuple(filter(None, [found.interval(2), *lines])))
 
 
 def age_range(run: RunFolder, cohort: str, model: str, split: str) -> tuple[float, float]:

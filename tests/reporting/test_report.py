@@ -210,7 +210,7 @@ def test_the_split_is_described_as_it_is_and_not_as_the_keys_have_it(run_folder)
     experiment.data.external_sites, experiment.data.val_fraction = ["HH", "Guys"], 0.4
     save_experiment(experiment, run_folder / "config.yaml")
     text = methods(read_run(run_folder))[0]
-    assert "The site IOP was held out whole as the external test (50 people)." in text
+    assert "The site IOP was held out whole as the external test, 50 people." in text
     assert "20 of 180 training people were set apart" in text
     assert "40 %" not in text
     assert "splits" not in text  # where the split came from is not recorded
