@@ -5,6 +5,7 @@ Missing text is the empty string in files and NA in memory.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,12 @@ def read_tsv(path: str | Path) -> pd.DataFrame:
     """Every column as `string`, empty cells as NA (the word NA stays text); DataError naming the file."""
     frame = _read(path, lambda p: pd.read_csv(p, sep="\t", dtype=str, keep_default_na=False))
     return pd.DataFrame({name: as_text(frame[name]) for name in frame.columns})
+
+
+def write_json(path: str | Path, values: dict[str, Any]) -> None:
+    """Write indented UTF-8 JSON, whole or not at all."""
+    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:

@@ -35,7 +35,7 @@ from brainage.data.array_store import (
     estimate_bytes,
     layout_of,
 )
-from brainage.data.files import write_atomically
+from brainage.data.files import write_json
 from brainage.data.filling import Layout, Progress, Read, allocate, compact, digest_of, fill, forget, reread
 from brainage.data.stamps import STAMPS, Sources, Stamp, refuse_replaced
 from brainage.data.table import finish_dropped, scan_keys, validate, write_table, write_tsv
@@ -170,7 +170,7 @@ def _fill_folder(order: _Order) -> None:
     table["digest"] = pd.array([rows[place].digest for place in kept], dtype="string")
     write_table(table, order.building / TABLE)
     write_tsv(order.all_dropped(damaged), order.building / DROPPED)
-    _write_json(order.building / CONTRACT, {**order.identity, "damaged": damaged, "checksum": checksum_of(table)})
+    write_json(order.building / CONTRACT, {**order.identity, "damaged": damaged, "checksum": checksum_of(table)})
 
 
 def _enter(order: _Order) -> None:
@@ -182,9 +182,7 @@ def _enter(order: _Order) -> None:
         if (order.building / name).is_file():
             differs = _differences(json.loads((order.building / name).read_text(encoding="utf-8")), order.identity)
             if not differs:
-                if name == _IDENTITY:
-                    forget(order.building / _JOURNAL, order.sources.changed(order.building))  # read from another file
-                    order.sources.keep(order.building)
+                _read_replaced_again(order)
                 return
             if _has_samples(order.building):
                 raise StoreError(
@@ -195,7 +193,14 @@ def _enter(order: _Order) -> None:
     for name in (ARRAYS, _JOURNAL):  # of an attempt that stored no sample
         (order.building / name).unlink(missing_ok=True)
     order.sources.keep(order.building)
-    _write_json(order.building / _IDENTITY, order.identity)
+    write_json(order.building / _IDENTITY, order.identity)
+
+
+def _read_replaced_again(order: _Order) -> None:
+    """Take out of an unfinished build what was read from files that were replaced since."""
+    if not (order.building / CONTRACT).is_file():  # else its table is written: `_reuse` will compare
+        forget(order.building / _JOURNAL, order.sources.changed(order.building))
+        order.sources.keep(order.building)
 
 
 def _has_samples(building: Path) -> bool:
@@ -285,11 +290,6 @@ def _locked(out: Path) -> Iterator[None]:
         file.write(f"{os.getpid()} on {os.uname().nodename}\n")
         file.flush()
         yield
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _flush_folder(path: Path) -> None:

@@ -178,6 +178,19 @@ def test_a_file_replaced_while_a_build_is_interrupted_is_read_again(files):
     assert contents(resumed.path) == contents(prepare(files, "undisturbed").path)
 
 
+def test_a_file_replaced_before_a_finished_build_is_moved_in_is_noticed(files, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(files, "b")
+    monkeypatch.undo()
+    files.write("99", 0.5, time_ns=2 * 10**18)
+    with pytest.raises(StoreError, match="99 of scan c/p01// holds other values now"):
+        prepare(files, "b")
+
+
 def test_a_file_replaced_while_the_others_are_read_is_noticed_the_next_time(files):
     def replaced_behind(path):
         sample = files.read(path)

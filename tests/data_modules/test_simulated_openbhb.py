@@ -219,8 +219,6 @@ def test_the_flat_form_holds_the_same_people_inside_the_masks(cohort, challenge)
 
 def test_a_long_job_gets_the_cores_that_this_process_may_use_and_not_those_of_the_machine(monkeypatch):
     monkeypatch.setattr("data_modules.simulated.writing.allowed_cores", lambda: 3)
-    assert [worker_count(0, 1, (8, 8, 8)), worker_count(0, 1000, (100, 100, 100)), worker_count(5, 1, (8,))] == [
-        1,
-        3,
-        5,
-    ]
+    assert worker_count(0, 1, (8, 8, 8)) == 1
+    assert worker_count(0, 1000, (100, 100, 100)) == 3
+    assert worker_count(5, 1, (8, 8, 8)) == 5
