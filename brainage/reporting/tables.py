@@ -244,7 +244,7 @@ def differences(run: RunFolder) -> Table | None:
         "Below 0: the first model errs less. An interval that holds 0 leaves open which one is better. 95 % intervals "
         "are over people only and do not contain the spread over training seeds: one that excludes 0 does not say that "
         "another training would. Where both models were trained with the same seeds, the sd of the difference over "
-        "them and how many of them favour the first are under it."
+        "them and how many of them favour the first are under it; where not, “other seeds”."
     )
     caption = "Differences between models, on the same people"
     return Table("differences", caption, pd.DataFrame(data), pd.DataFrame(shown), note)
@@ -253,11 +253,11 @@ def differences(run: RunFolder) -> Table | None:
 def _difference(row: pd.Series) -> tuple[dict[str, Any], Cell]:
     found, told = Estimate(row["estimate"], row["low"], row["high"]), MATCHED_NOTE.search(row["note"])
     columns: dict[str, Any] = {**found.columns("difference"), "n": row["n"], "note": row["note"]}
-    lines = ["one seed" if "one seed" in row["note"] else "seeds not matched" if "not matched" in row["note"] else ""]
+    lines = ["one seed" if "one seed" in row["note"] else "other seeds" if "not matched" in row["note"] else ""]
     if told is not None:
         count = len(told["seeds"].split(","))
         columns |= {"seeds": count, "seed_sd": float(told["sd"]), "seeds_better": int(told["better"])}
-        lines = [f"seed sd {told['sd']}", f"first better in {told['better']} of {count}"]
+        lines = [f"seed sd {told['sd']}", f"{told['better']} of {count} below 0"]
     return columns, Cell(f"{found.estimate:+.2f}", tuple(filter(None, [found.interval(2), *lines])))
 
 
