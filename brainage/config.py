@@ -145,6 +145,8 @@ def check_experiment(experiment: Experiment) -> None:
     for key in SHARES:
         if not 0 <= flat[key] <= 1:
             raise ConfigError(f"{key}={flat[key]}: expected a share between 0 and 1")
+    if experiment.data.batch_size < 2:
+        raise ConfigError("data.batch_size=1: expected 2 or more scans, which the losses and BatchNorm compare")
     if "infonce" in (experiment.loss.name, *experiment.evaluate.losses) and experiment.augment.views < 2:
         raise ConfigError("infonce: expected augment.views of 2 or more, since the other view is the positive")
 

@@ -13,13 +13,13 @@ class DataConfig:
     modality: str = "vbm"  # which of the cohort's images or tables to read
     store: str = "auto"  # folder of the array store; auto: stores/<cohort>_<modality>_<hash of the root>
     spacing_mm: float = 0.0  # voxel size of the model grid for cohorts read as NIfTI; 0: the cohort's own grid
-    split: str = ""  # TSV with cohort, participant_id, split; empty: the official split of the cohort
-    external_sites: list[str] = field(default_factory=list)  # sites held out whole, where no official split exists
-    internal_fraction: float = 0.2  # people of the other sites kept for test_internal, where no official split exists
+    split: str = ""  # TSV with cohort, participant_id, split; empty: official, or drawn
+    external_sites: list[str] = field(default_factory=list)  # held out whole, where the split is drawn
+    internal_fraction: float = 0.2  # of the other sites' people, where drawn
     val_fraction: float = 0.1  # people of train carved out as val, never trained on
     split_seed: int = 0  # seed of every split that brainage draws itself
-    limit: int = 0  # first n scans of each split only; 0: all
-    batch_size: int = 64  # subjects in the global batch, over all devices
+    limit: int = 0  # n scans of each split only, people in the order of a hash; 0: all
+    batch_size: int = 64  # scans in the global batch, over all devices; 2 or more
     workers: int = 0  # loader processes a device; 0: the training process reads (fast: the store is a memory map)
     prepare_workers: int = 0  # processes of `prepare`; 0: one a core
     resident: Literal["none", "host", "device"] = "none"  # where all arrays live during training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -15,13 +16,24 @@ import pandas as pd
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from brainage.config import Experiment, apply_overrides, network_name, read_experiment, run_folder, training_values
+from brainage.config import (
+    DataConfig,
+    Experiment,
+    apply_overrides,
+    network_name,
+    read_experiment,
+    run_folder,
+    training_values,
+)
 from brainage.data.source import ScanSource
 from brainage.errors import CheckpointError, ConfigError
 from brainage.runtime import available_memory_gib, choose_device, console, print_panel, set_threads, warn
 
 if TYPE_CHECKING:  # imports torch
     from brainage.pretraining.folder import Pretrained
+
+
+OF_ONE_COHORT = ("root", "store", "split", "external_sites", "internal_fraction", "limit")
 
 
 @contextmanager
@@ -191,7 +203,11 @@ def run_experiment(folder: Path, overrides: list[str], *, other_cohort: bool = F
     if not config.is_file():
         raise ConfigError(f"{folder}: config.yaml not found; expected a run folder, as printed by `brainage pretrain`")
     saved = read_experiment(config)
-    changed = apply_overrides(saved, overrides)
+    given = apply_overrides(saved, overrides)
+    changed = given
+    if given.data.cohort != saved.data.cohort:  # the keys that say where a cohort lies and how it is split are not its
+        own = dataclasses.replace(saved.data, **{key: getattr(DataConfig(), key) for key in OF_ONE_COHORT})
+        changed = apply_overrides(dataclasses.replace(saved, data=own), overrides)
     before, after = training_values(saved), training_values(changed)
     for key, value in after.items():
         if value != before[key] and not (other_cohort and key.startswith("data.")):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two test processes with two threads each would fight
+
 import pytest
 
 from data_modules.simulated.openbhb import write_openbhb

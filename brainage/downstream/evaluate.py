@@ -260,7 +260,8 @@ def _baseline(
             return _untrained(experiment, data, folder, seed).features("trunk", name, seed)
         if name == "pca_ridge":
             fit_rows = data.rows(*experiment.evaluate.fit_splits)
-            return pca_features(data.store.arrays, data.table, fit_rows, seed=experiment.seed)
+            rule = experiment.data.intensity
+            return pca_features(data.store.arrays, data.table, fit_rows, intensity=rule, seed=experiment.seed)
         return raw_features(data.store.arrays, data.table)
 
     return scoring.judge(name, seeds if name == "untrained" else [experiment.seed], features)

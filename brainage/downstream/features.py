@@ -126,13 +126,16 @@ def pca_features(
     table: pd.DataFrame,
     fit_rows: np.ndarray,
     *,
+    intensity: str = "none",
     n_components: int = 100,
     seed: int = 0,
     label: str = "pca_ridge",
     most_fitted: int = 4000,
 ) -> Features:
-    """Principal components of the raw samples: mean and axes from `fit_rows` (indices) only, scores of every row.
+    """Principal components of the samples: mean and axes from `fit_rows` (indices) only, scores of every row.
 
+    `intensity` is the rule that the network's input follows (`data.intensity`): none, zscore (each sample by its own
+    mean and standard deviation) or standardise (each value by the fitted rows').
     Exact, from the inner products between centred samples, which one pass over blocks of columns sums in float64: no
     axis of F values is ever held, and `samples` [n, ...] may be a memory map. Held at once: about three blocks of 256
     MB and n x `most_fitted` products. The time grows with n x fitted x varying columns; above `most_fitted` scans the
@@ -144,7 +147,7 @@ def pca_features(
         raise DataError(f"{label}: expected at least two scans to fit principal components on, found {len(fit_rows)}")
     if len(fit_rows) > most_fitted:
         fit_rows = np.sort(np.random.default_rng(seed).choice(fit_rows, most_fitted, replace=False))
-    products = _centred_products(flat, fit_rows, label)  # [n, fitted]
+    products = _centred_products(flat, fit_rows, label, intensity)  # [n, fitted]
     fitted = len(fit_rows)
     last = [max(0, fitted - n_components), fitted - 1]
     variances, axes = scipy.linalg.eigh(products[fit_rows], subset_by_index=last)
@@ -153,9 +156,10 @@ def pca_features(
     return Features(label, seed, table[KEY].reset_index(drop=True), values.astype(np.float32))
 
 
-def _centred_products(flat: np.ndarray, fit_rows: np.ndarray, label: str) -> np.ndarray:
+def _centred_products(flat: np.ndarray, fit_rows: np.ndarray, label: str, intensity: str) -> np.ndarray:
     """float64 [n, fitted]: (x - mean).(x' - mean) of every scan with every fitted one."""
     products = np.zeros((len(flat), len(fit_rows)))
+    own = np.array([_mean_and_sd(row) if intensity == "zscore" else (0, 1) for row in flat], dtype=np.float32)
     size = max(1, _BLOCK_VALUES // len(flat))
     for start in range(0, flat.shape[1], size):
         block = np.asarray(flat[:, start : start + size], dtype=np.float32)
@@ -164,12 +168,21 @@ def _centred_products(flat: np.ndarray, fit_rows: np.ndarray, label: str) -> np.
             raise DataError(f"{label}: the sample in row {row} holds NaN or infinity")
         # A column that is constant over the fitted scans is in no axis: leaving out the background saves most work.
         varying = (block[fit_rows] != block[fit_rows[0]]).any(axis=0)
-        block = block[:, varying]
+        if intensity != "zscore":
+            block = block[:, varying]
+        block = (block - own[:, :1]) / own[:, 1:]
         block -= block[fit_rows].mean(axis=0, dtype=np.float64).astype(np.float32)
+        if intensity == "standardise":
+            block /= block[fit_rows].std(axis=0)
         products += block @ block[fit_rows].T
     if not products.any():
         raise DataError(f"{label}: the fitted samples are all equal; there are no principal components")
     return products
+
+
+def _mean_and_sd(row: np.ndarray) -> tuple[float, float]:
+    values = row.astype(np.float32)
+    return float(values.mean()), max(float(values.std()), 1e-6)
 
 
 def _flat(samples: np.ndarray, table: pd.DataFrame, label: str) -> np.ndarray:

@@ -246,7 +246,7 @@ class ProgressLine(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stop()
         if self.health.line:
-            console().print(self.health.line, markup=False)
+            console().print(self.health.line, markup=False, soft_wrap=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._stop()

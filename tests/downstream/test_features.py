@@ -121,6 +121,22 @@ def test_components_are_those_of_scikit_learn_fitted_on_the_same_rows(volumes, m
     assert found.values.dtype == np.float32
 
 
+@pytest.mark.parametrize("rule", ["zscore", "standardise"])
+def test_components_follow_the_rule_of_the_network_s_input(volumes, rule, monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK_VALUES", 50 * 60)
+    table, fit_rows = make_table(40, 0, 0, 10), np.arange(40)
+    found = pca_features(volumes, table, fit_rows, intensity=rule, n_components=5).values
+    flat = volumes.reshape(50, -1).astype(np.float64)
+    if rule == "zscore":
+        flat = (flat - flat.mean(axis=1, keepdims=True)) / flat.std(axis=1, keepdims=True)
+    else:
+        sd = flat[fit_rows].std(axis=0)
+        flat = flat[:, sd > 0] / sd[sd > 0]
+    expected = PCA(5, svd_solver="full").fit(flat[fit_rows]).transform(flat)
+    signs = np.sign((found[:40] * expected[:40]).sum(axis=0))
+    np.testing.assert_allclose(found * signs, expected, atol=2e-3 * np.abs(expected).max())
+
+
 def test_rows_that_are_not_fitted_move_no_axis(volumes):
     table, changed_rows = make_table(40, 0, 0, 10), volumes.copy()
     changed_rows[40:] = np.random.default_rng(9).normal(size=volumes[40:].shape)

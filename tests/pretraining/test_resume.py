@@ -61,7 +61,10 @@ def kill_at(step: int, runs: Path, *overrides: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "kills"),
     [
-        (["loss.name=exp"], [7]),  # its last checkpoint, of step 6, stands in the middle of an epoch of four steps
+        (
+            ["loss.name=exp", "health.every_steps=4"],
+            [7],
+        ),  # its last checkpoint, of step 6, is in mid-epoch and between two looks
         (
             ["loss.name=l1", "encoder.dropout=0.2", "optim.name=sgd", "optim.schedule=cosine"],
             [4, 8],
