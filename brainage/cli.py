@@ -216,7 +216,7 @@ def ui(
 
 @app.command()
 def demo(overrides: Overrides = None, limit: Limit = 0, dry_run: DryRun = False) -> None:
-    """The whole road on a simulated cohort, in about five minutes on two cores."""
+    """The whole road on a simulated cohort, in about three minutes on two quiet cores."""
     from brainage.config import run_folder
     from brainage.demo import SPACING_MM, SUBJECTS, run_demo
     from data_modules.simulated.openbhb import write_openbhb
@@ -225,7 +225,7 @@ def demo(overrides: Overrides = None, limit: Limit = 0, dry_run: DryRun = False)
     if dry_run:
         print(
             f"would simulate {SUBJECTS} people at {SPACING_MM:g} mm as OpenBHB in {experiment.data.root}, then prepare,"
-            f" pre-train, evaluate and report in {run_folder(experiment)}: about 5 minutes, 6 GiB of memory"
+            f" pre-train, evaluate and report in {run_folder(experiment)}: about 3 minutes, 2 GiB of memory"
         )
         return
     run_demo(experiment, write_openbhb, _cohort)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -158,8 +159,13 @@ def print_headline(results: pd.DataFrame, model: str) -> None:
         "site BAcc": ("test_internal", "site", "balanced_accuracy"),
         "L_c": ("test_internal+test_external", "challenge", "challenge_score"),
     }
-    table = Table("model", *columns, title="Age in years and site, 95 % intervals over people", title_justify="left")
-    rows = results[~results["run"].str.contains(r"-seed\d+$") & ~results["run"].str.contains(" minus ")]
+    rows = results[~results["run"].str.contains(r"-seed\d+$")]
+    title = "Years, 95 % intervals over people; site and L_c: lower is better"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("model", no_wrap=True)
+    for title, (split, task, metric) in columns.items():
+        n = rows[(rows["split"] == split) & (rows["task"] == task) & (rows["metric"] == metric)]["n"].max()
+        table.add_column(f"{title}\nn {n}", justify="right", no_wrap=True)
     names = list(dict.fromkeys(rows["run"]))
     for name in sorted(names, key=lambda name: (name != model, name in ("mean_predictor", "chance"))):
         cells = [_cell(rows[rows["run"] == name], *where) for where in columns.values()]
@@ -169,11 +175,12 @@ def print_headline(results: pd.DataFrame, model: str) -> None:
 
 
 def _cell(rows: pd.DataFrame, split: str, task: str, metric: str) -> str:
+    """Estimate over its interval, empty where the model has no such number."""
     found = rows[(rows["split"] == split) & (rows["task"] == task) & (rows["metric"] == metric)]
     if found.empty:
         return ""
     row = found.iloc[0]
-    interval = "" if np.isnan(row["low"]) else f" [{row['low']:.2f}, {row['high']:.2f}]"
+    interval = "" if np.isnan(row["low"]) else f"\n[{row['low']:.2f}, {row['high']:.2f}]"
     return "-" if np.isnan(row["estimate"]) else f"{row['estimate']:.2f}{interval}"
 
 
