@@ -26,7 +26,7 @@ Run = Annotated[Path, typer.Argument(help="Run folder, as printed by pretrain.")
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the plan (people, batches, disk, memory, time) and stop.")
 ]
-Limit = Annotated[int, typer.Option("--limit", help="Only the first n scans of each split.", min=0)]
+Limit = Annotated[int, typer.Option("--limit", help="Only n scans of each split.", min=0)]
 Root = Annotated[str, typer.Option("--data", help="Folder of the cohort as downloaded (same as data.root=DIR).")]
 
 

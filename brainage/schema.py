@@ -82,7 +82,7 @@ class OptimConfig:
     schedule: Literal["constant", "step", "cosine"] = "step"
     step_epochs: int = 10  # step: multiply by step_gamma every so many epochs
     step_gamma: float = 0.9
-    warmup_epochs: float = 0.0  # linear from 0, before the schedule
+    warmup_epochs: float = 0.0  # linear, before the schedule
     clip_norm: float = 0.0  # gradient norm; 0: no clipping
 
 

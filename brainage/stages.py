@@ -28,7 +28,7 @@ from brainage.config import (
 )
 from brainage.data.source import ScanSource
 from brainage.errors import CheckpointError, ConfigError
-from brainage.runtime import available_memory_gib, choose_device, console, print_panel, set_threads, warn
+from brainage.runtime import choose_device, console, print_panel, set_threads, warn
 
 if TYPE_CHECKING:  # imports torch
     from brainage.pretraining.folder import Pretrained
@@ -64,7 +64,7 @@ def print_plan(experiment: Experiment, data: ScanSource, *, network: bool) -> No
             f"{cost.steps_per_epoch} an epoch of {cost.samples_a_step} samples, {cost.steps} steps in all"
         )
         lines["memory"] = (
-            f"about {cost.memory_gib:.1f} GiB to train, {available_memory_gib():.1f} GiB free on this machine"
+            f"about {cost.memory_gib:.1f} GiB to train in fp32, {cost.free_gib:.1f} GiB free on {cost.device}"
         )
         lines["time"] = f"about {_duration(max(cost.seconds, 10))} a network"  # starting takes some seconds itself
         lines["run"] = str(run_folder(experiment))
@@ -137,7 +137,17 @@ def report_stage(experiment: Experiment, folder: Path, results: pd.DataFrame) ->
     print_headline(results, experiment.loss.name)
     mlflow = start_mlflow_run(experiment.tracking, run_folder=folder, run_name=network_name(experiment), params={})
     mlflow.log_results(mlflow_metrics(results, experiment.loss.name))
-    shared = ("report.html", "results.csv", "config.yaml", "evaluate.yaml", "environment.json", "figures", "tables")
+    persons = ["predictions.parquet"] if experiment.tracking.log_individuals else []
+    shared = (
+        *persons,
+        "report.html",
+        "results.csv",
+        "config.yaml",
+        "evaluate.yaml",
+        "environment.json",
+        "figures",
+        "tables",
+    )
     mlflow.log_artifacts([name for name in shared if (folder / name).exists()])
     mlflow.finish()
     mlflow.close()
@@ -190,6 +200,8 @@ def embed_stage(experiment: Experiment, data: ScanSource, folder: Path, out: Pat
     from brainage.downstream.features import write_embeddings
     from brainage.pretraining.checkpoint import load_module
 
+    if out.is_dir():
+        raise ConfigError(f"--out {out}: a folder; expected the name of a parquet file to write")
     checkpoint = finished_run(folder).checkpoint
     module, _ = load_module(checkpoint)
     module.contract.refuse_other(data.contract, str(checkpoint))  # before hours of preparation
@@ -217,7 +229,8 @@ def run_experiment(folder: Path, overrides: list[str], *, other_cohort: bool = F
         changed = apply_overrides(dataclasses.replace(saved, data=own), overrides)
     before, after = training_values(saved), training_values(changed)
     for key, value in after.items():
-        if value != before[key] and not (other_cohort and key.startswith("data.")):
+        of_the_encoder = not key.startswith("data.") or key == "data.intensity"
+        if value != before[key] and (of_the_encoder or not other_cohort):
             raise ConfigError(f"{key}={value}: {folder} was trained with {before[key]!r}; pretrain another run instead")
     return changed
 

@@ -37,7 +37,10 @@ def draw_split(
     sites = sorted(table["site"].dropna().unique())
     for site in external:
         if site not in sites:
-            raise DataError(f"external site {site!r}: no scan of this site in the table{nearest(site, sites)}")
+            raise DataError(
+                f"external site {site!r}: no scan of this site in the table{nearest(site, sites)}; "
+                "set data.external_sites to sites of this cohort"
+            )
     people = table[PERSON].assign(external=table["site"].isin(external)).groupby(PERSON, as_index=False).any()
     people["split"] = "train"
     people.loc[_share(people, "internal", seed) < internal_fraction, "split"] = "test_internal"

@@ -78,14 +78,15 @@ def evaluate_age(
     X = join(features, scored) if len(scored) else np.empty((0, features.values.shape[1]))
     predictions = predictions_frame(scored, probe.predict(X), model=features.label, seed=features.seed)
     predictions[STANDARDISED] = check.predict(X)
+    ridge = f"ridge on {f'the {features.part} of ' if features.part else ''}{len(fitted)} scans"
     results = score_predictions(
         predictions,
         cohort=cohort,
         config=config,
         seed=seed,
         mean_age_years=mean_age(table, config),
-        note=f"ridge on {len(fitted)} scans, {fit_note(probe, 'alpha')}",
-        check_note=f"ridge on {len(fitted)} scans, {fit_note(check, 'alpha')}",
+        note=f"{ridge}, {fit_note(probe, 'alpha')}",
+        check_note=f"{ridge}, {fit_note(check, 'alpha')}",
         model=features.label,
     )
     return AgeEvaluation(results, predictions)

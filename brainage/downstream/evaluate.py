@@ -57,6 +57,7 @@ class Judged:
     label: str
     ages: list[AgeEvaluation]
     sites: list[SiteEvaluation]
+    asked: int  # seeds that should be there; fewer are where a training stopped
 
     @property
     def seeds(self) -> list[int]:
@@ -76,17 +77,25 @@ def evaluate(experiment: Experiment, data: ScanSource, folder: Path) -> pd.DataF
     """
     # However the run itself was started, what is finished is scored as it is and what is missing is trained.
     checkpoint = dataclasses.replace(experiment.checkpoint, resume="auto")
-    experiment = dataclasses.replace(experiment, runs=str(folder.parent), checkpoint=checkpoint)
+    experiment = dataclasses.replace(experiment, runs=str(folder.resolve().parent), checkpoint=checkpoint)
     set_threads(experiment.trainer.threads)
     scoring = Scoring(experiment, data)
     seeds = range(experiment.seed, experiment.seed + experiment.evaluate.seeds)
     judged: list[Judged] = []
-    for loss in dict.fromkeys([experiment.loss.name, *experiment.evaluate.losses]):
-        judged += _networks(experiment, data, folder, scoring, loss, seeds)
-    for baseline in experiment.evaluate.baselines:
-        judged += _baseline(experiment, data, folder, scoring, baseline, seeds)
+    losses = list(dict.fromkeys([experiment.loss.name, *experiment.evaluate.losses]))
+    for name in [losses[0], *experiment.evaluate.baselines, *losses[1:]]:  # what takes hours last
+        if name in experiment.evaluate.baselines:
+            judged += _baseline(experiment, data, folder, scoring, name, seeds)
+        else:
+            judged += _networks(experiment, data, folder, scoring, name, seeds)
+        if judged:  # after each: whatever ends a long evaluation, what was scored is kept
+            results = _write(experiment, folder, scoring, judged)
     if not judged:
         raise scoring.errors[0]
+    return results
+
+
+def _write(experiment: Experiment, folder: Path, scoring: Scoring, judged: list[Judged]) -> pd.DataFrame:
     frames = [results_frame(scoring.lost), *(scoring.results(model) for model in judged)]
     if judged[0].label == experiment.loss.name:
         frames += [scoring.difference(judged[0], other) for other in judged[1:]]
@@ -105,7 +114,7 @@ class Scoring:
         self.cohort = experiment.data.cohort
         # One seed for all models, whatever theirs: they are compared on the same folds and resamples.
         self.shared: dict[str, Any] = {"cohort": self.cohort, "config": self.config, "seed": experiment.seed}
-        self.limited = experiment.data.limit > 0  # the first n scans may leave a site of test_internal out of train
+        self.limited = experiment.data.limit > 0  # n scans may leave a site of test_internal out of train
         self.table = data.table
         self.lost: list[dict[str, Any]] = []  # rows of what could not be scored
         self.errors: list[BrainageError] = []  # why
@@ -136,7 +145,7 @@ class Scoring:
                 sites.append(site)
         if not ages and len(seeds) > 1:
             self.lose(label, self.errors[-1])
-        return [Judged(label, ages, sites)] if ages else []
+        return [Judged(label, ages, sites, asked=len(seeds))] if ages else []
 
     def lose(self, label: str, error: BrainageError) -> None:
         """Note that `label` could not be scored."""
@@ -145,7 +154,7 @@ class Scoring:
         self.errors.append(error)
         self.lost += [missing_row(label, self.cohort, split, "age", "mae_years", reason) for split in SCORED]
 
-    def own_head(self, label: str, predicted: list[tuple[int, pd.DataFrame]]) -> Judged:
+    def own_head(self, label: str, predicted: list[tuple[int, pd.DataFrame]], asked: int) -> Judged:
         """A supervised network judged by the ages it predicts itself: (seed, keys with `predicted_age_years`)."""
         scored = self.table[self.table["split"].isin(SCORED)]
         ages = []
@@ -153,11 +162,11 @@ class Scoring:
             years = frame["predicted_age_years"].set_axis(scan_keys(frame)).loc[scan_keys(scored)]
             rows = predictions_frame(scored, years.to_numpy(), model=label, seed=seed)
             ages.append(AgeEvaluation(self._score(rows, "the network's own linear head"), rows))
-        return Judged(label, ages, [])
+        return Judged(label, ages, [], asked=asked)
 
     def results(self, model: Judged) -> pd.DataFrame:
         """Rows of one model; with several seeds, rows of each (`label-seedN`) and of all together (`label`)."""
-        several = len(model.ages) > 1
+        several = model.asked > 1
         frames = []
         for place, (seed, age) in enumerate(zip(model.seeds, model.ages, strict=True)):
             rows = [age.results, *(site.results for site in model.sites[place : place + 1])]
@@ -167,7 +176,7 @@ class Scoring:
             frames += rows
         if several:
             predictions = [age.predictions for age in model.ages]
-            note = f"{len(model.ages)} of {self.config.seeds} seeds" if len(model.ages) < self.config.seeds else ""
+            note = f"{len(model.ages)} of {model.asked} seeds" if len(model.ages) < model.asked else ""
             years = mean_age(self.table, self.config)
             frames.append(pool_seeds(predictions, mean_age_years=years, note=note, **self.shared))
         if model.sites:
@@ -209,7 +218,7 @@ def _networks(
             (seed, embedded[seed].keys.assign(predicted_age_years=embedded[seed].head[:, 0].astype(np.float64)))
             for seed in scored
         ]
-        judged.append(scoring.own_head(loss + OWN_HEAD, own))
+        judged.append(scoring.own_head(loss + OWN_HEAD, own, asked=len(seeds)))
     return judged
 
 
@@ -217,7 +226,12 @@ def _embedded(
     experiment: Experiment, own: bool, data: ScanSource, folder: Path, scoring: Scoring, label: str
 ) -> Embeddings:
     """Embeddings of a network: the run's own is in `folder`, wherever that lies; others are trained if missing."""
-    run = read_finished(folder, data) if own else pretrain(experiment, data, label=label, parent=folder)
+    try:
+        run = read_finished(folder, data) if own else pretrain(experiment, data, label=label, parent=folder)
+    except CheckpointError as error:
+        if own:
+            raise
+        raise DataError(f"{error} (`brainage pretrain` with loss.name and seed of {label})") from error
     if run is None:
         raise CheckpointError(f"{folder}: not finished; `brainage pretrain` continues it")
     module, payload = load_module(run.checkpoint)

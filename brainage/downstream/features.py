@@ -30,6 +30,7 @@ class Features:
     seed: int
     keys: pd.DataFrame  # KEY columns, one row a scan
     values: np.ndarray  # float32 [n, D]
+    part: str = ""  # trunk | head of a network; empty where there is none
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or len(self.keys) != len(self.values):
@@ -48,7 +49,7 @@ class Embeddings(NamedTuple):
     source: str = ""  # what they were computed from, as `write_embeddings` was told
 
     def features(self, which: Literal["trunk", "head"], label: str, seed: int) -> Features:
-        return Features(label, seed, self.keys, self.trunk if which == "trunk" else self.head)
+        return Features(label, seed, self.keys, self.trunk if which == "trunk" else self.head, which)
 
 
 def join(features: Features, table: pd.DataFrame) -> np.ndarray:

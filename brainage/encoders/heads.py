@@ -1,6 +1,6 @@
 """Projection heads: trunk features [N, F] -> the embedding [N, D] that a contrastive loss sees.
 
-The outputs are not normalised: losses on the unit sphere normalise them, Rank-N-Contrast does not.
+The outputs are not normalised: the losses do that.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -195,10 +194,10 @@ class Keeper(L.Callback):
         if step == self._saved_step:
             return
         self.recorder.flush()
-        loss = self.recorder.latest.get("train/loss", 0.0)
-        if not math.isfinite(loss):  # or it would replace the last checkpoint that a mended run can start from
+        weights = trainer.lightning_module.parameters()
+        if not all(bool(torch.isfinite(weight).all()) for weight in weights):  # or it would replace the last good one
             raise TrainingStopped(
-                f"nan: the loss of step {step} is {loss}, which is not saved. "
+                f"nan: the weights after step {step} are not finite and not saved. "
                 "Try a smaller optim.lr, optim.clip_norm=1 or trainer.precision=fp32"
             )
         self.newest = self.folder / "checkpoints" / checkpoint_name(step)

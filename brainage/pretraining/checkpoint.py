@@ -106,8 +106,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if damaged:
             raise CheckpointError(f"{path}: torn checkpoint ({damaged} fails its check sum)")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
+    except (CheckpointError, MemoryError, PermissionError):
+        raise  # the file may be whole
     except Exception as error:
         raise CheckpointError(f"{path}: not a whole checkpoint ({' '.join(str(error).split())[:120]})") from error
     if not isinstance(checkpoint, dict) or PAYLOAD not in checkpoint:

@@ -11,7 +11,7 @@ from brainage.config import Experiment
 from brainage.imaging.contract import InputContract
 from brainage.pretraining.checkpoint import new_module
 from brainage.pretraining.module import PretrainingModule
-from brainage.runtime import choose_device, set_threads
+from brainage.runtime import available_memory_gib, choose_device, set_threads
 
 _QUICK_S = 0.05
 _FEWEST, _MOST, _MEASURE_S = 3, 11, 0.5  # passes that are timed
@@ -25,6 +25,8 @@ class Cost:
     steps_per_epoch: int
     samples_a_step: int
     seconds: float
+    device: str
+    free_gib: float  # memory of that device now
     memory_gib: float  # weights, gradients, optimiser, and what the backward pass keeps of a batch
 
 
@@ -52,6 +54,8 @@ def training_cost(experiment: Experiment, contract: InputContract, train_scans: 
         steps_per_epoch=steps_per_epoch,
         samples_a_step=samples,
         seconds=seconds / measured * samples * total,
+        device=str(device),
+        free_gib=torch.cuda.mem_get_info()[0] / 2**30 if device.type == "cuda" else available_memory_gib(),
         memory_gib=(weights * (2 + state) + kept / measured * samples) / 2**30,
     )
 

@@ -146,7 +146,7 @@ def _resume_from(folder: Path, experiment: Experiment, data: ScanSource) -> Path
         path, torn = last_good(folder)
         for damaged, reason in torn.items():
             warn(f"{reason}; going back to {path.name if path else 'step 0'}")
-            damaged.unlink(missing_ok=True)  # or it would count as the newest for ever
+            damaged.rename(damaged.with_suffix(".torn"))  # or it would count as the newest for ever
     else:
         path = Path(chosen)
     if path is not None:

@@ -174,7 +174,7 @@ def _network(experiment: Experiment) -> str:
     text = f"The encoder is a {encoder_name(experiment)}{hidden}"
     if loss.name in CONTRASTIVE_NAMES:
         text += f", followed by a projection head ({HEADS[encoder.head]}) to {encoder.head_dim} dimensions"
-    return f"{text}. It was trained with {LOSSES[loss.name]}.{_loss_settings(loss)}"
+    return f"{text}. It was trained with {LOSSES.get(loss.name, f'the {loss.name} loss')}.{_loss_settings(loss)}"
 
 
 def _loss_settings(loss: LossConfig) -> str:
