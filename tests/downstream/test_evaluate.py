@@ -238,7 +238,38 @@ def test_one_lost_seed_leaves_the_others(copied, monkeypatch):
     monkeypatch.setattr(evaluation, "pretrain", stops)
     results = evaluate(apply_overrides(experiment, ["evaluate.seeds=2"]), data, folder)
     assert np.isnan(value(results, "exp-seed1", "test_external"))
+    assert np.isfinite(value(results, "exp-seed0", "test_external"))
+    pooled = results[(results["run"] == "exp") & (results["task"] == "age") & results["estimate"].notna()]
+    assert pooled["note"].str.contains("1 of 2 seeds").all()
+
+
+def test_a_sibling_trained_on_other_samples_is_a_row_that_says_how_to_train_it_again(copied):
+    experiment, data, folder = copied
+    both = apply_overrides(experiment, ["evaluate.losses=[yaware]"])
+    evaluate(both, data, folder)
+    other = run_folder(sibling(dataclasses.replace(experiment, runs=str(folder.parent)), "yaware", experiment.seed))
+    marker = other / "finished.json"
+    marker.write_text(marker.read_text().replace('"data_digest": "', '"data_digest": "0'))
+    results = evaluate(both, data, folder)
     assert np.isfinite(value(results, "exp", "test_external"))
+    notes = results[results["run"] == "yaware"]["note"]
+    assert notes.str.contains("trained on other samples").all()
+    assert notes.str.contains("checkpoint.resume=never").all()
+
+
+def test_what_was_scored_before_an_evaluation_ended_is_kept(copied, monkeypatch):
+    experiment, data, folder = copied
+    train = evaluation.pretrain
+
+    def killed(config, *args, **options):
+        if config.loss.name == "yaware":
+            raise KeyboardInterrupt
+        return train(config, *args, **options)
+
+    monkeypatch.setattr(evaluation, "pretrain", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(apply_overrides(experiment, ["evaluate.losses=[yaware]", "evaluate.baselines=[ridge]"]), data, folder)
+    assert {"exp", "ridge"} <= set(read_results(folder / "results.csv")["run"])
 
 
 def test_a_network_whose_features_are_constant_is_a_row_with_its_reason(copied):
