@@ -81,7 +81,10 @@ class InputContract:
         """Raise ContractError naming every difference unless `other` may be fed where `self` is expected."""
         phrases = self.differences(other)
         if phrases:
-            raise ContractError(f"{context}: input does not fit the encoder: {'; '.join(phrases)}")
+            raise ContractError(
+                f"{context}: input does not fit the encoder: {'; '.join(phrases)}; "
+                "prepare the scans as expected, or pre-train an encoder on these"
+            )
 
 
 def _short(value: Any) -> str:
