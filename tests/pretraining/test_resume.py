@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from brainage.config import load_experiment, run_folder
+from brainage.errors import TrainingStopped
 from brainage.pretraining.checkpoint import checkpoints, last_good, load_checkpoint
 from brainage.pretraining.run import pretrain
 from tests.scans import SimulatedScans, small_experiment
@@ -85,6 +86,13 @@ def test_a_run_that_was_killed_ends_with_the_weights_of_an_undisturbed_one(tmp_p
     assert {k: v for k, v in found.items() if k[1].startswith(deterministic)} == {
         k: v for k, v in expected.items() if k[1].startswith(deterministic)
     }
+
+
+def test_a_resumed_run_goes_on_counting_the_looks_that_will_stop_it(tmp_path):
+    collapsed = ["health.every_steps=1", "health.min_effective_rank=100", "health.patience=8"]  # nobody reaches 100
+    kill_at(5, tmp_path, *collapsed)  # its last checkpoint is of step 4
+    with pytest.raises(TrainingStopped, match=r"health step 8: .*collapsed for 8 looks"):
+        pretrain(small_experiment(tmp_path, *collapsed), SimulatedScans())
 
 
 def test_another_seed_gives_other_weights(tmp_path):
