@@ -250,6 +250,8 @@ def test_nothing_is_read_back_to_the_host(name: str) -> None:
     with FakeTensorMode():  # tensors without values: `.item()`, `if tensor`, data-dependent shapes raise
         z = torch.empty(5, 2, 4, requires_grad=True)
         CONTRASTIVE[name](z, torch.empty(5), subject=torch.empty(5, dtype=torch.int64)).backward()
+    assert z.grad is not None
+    assert z.grad.shape == z.shape
 
 
 @pytest.mark.parametrize("name", CONTRASTIVE_NAMES)
