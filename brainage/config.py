@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from brainage.errors import ConfigError
 from brainage.experiment_files import chain_of, find_experiment, nearest, read_yaml, shipped_experiments
+from brainage.runtime.files import write_atomically
 from brainage.schema import (
     AugmentConfig,
     CheckpointConfig,
@@ -158,8 +159,6 @@ def save_experiment(experiment: Experiment, path: Path) -> None:
 
 def write_section(section: Any, path: Path) -> None:
     """Write an experiment, or one section of it (such as its EvaluateConfig), as YAML."""
-    from brainage.data.files import write_atomically  # pandas: not for `brainage --help`
-
     text = OmegaConf.to_yaml(OmegaConf.structured(section))
     write_atomically(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 

@@ -116,9 +116,10 @@ class CohortDataModule(L.LightningDataModule):
 
     def prepare(self, on_progress: Callable[[int, int], None] | None = None) -> ArrayStore:
         """Build the store, or finish building it, or open it when it is already there."""
+        table = self.planned()
         self._store = prepare_store(
             # A split belongs to an experiment, the store to all of them.
-            self.planned().assign(split=pd.array([pd.NA] * len(self.planned()), dtype="string")),
+            table.assign(split=pd.array([pd.NA] * len(table), dtype="string")),
             self.contract,
             self.reader.read,
             self.store_path,

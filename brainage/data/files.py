@@ -5,8 +5,6 @@ Missing text is the empty string in files and NA in memory.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from brainage.errors import DataError
+from brainage.runtime.files import write_atomically
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
@@ -47,26 +46,6 @@ def read_tsv(path: str | Path) -> pd.DataFrame:
     """Every column as `string`, empty cells as NA (the word NA stays text); DataError naming the file."""
     frame = _read(path, lambda p: pd.read_csv(p, sep="\t", dtype=str, keep_default_na=False))
     return pd.DataFrame({name: as_text(frame[name]) for name in frame.columns})
-
-
-def write_json(path: str | Path, values: dict[str, Any]) -> None:
-    """Write indented UTF-8 JSON, whole or not at all."""
-    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to the disk, then rename it over `path`."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read(path: str | Path, reader: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:

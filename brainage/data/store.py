@@ -35,12 +35,12 @@ from brainage.data.array_store import (
     estimate_bytes,
     layout_of,
 )
-from brainage.data.files import write_json
 from brainage.data.filling import Layout, Progress, Read, allocate, compact, digest_of, fill, forget, reread
 from brainage.data.stamps import STAMPS, Sources, Stamp, refuse_replaced
 from brainage.data.table import finish_dropped, scan_keys, validate, write_table, write_tsv
 from brainage.errors import StoreError
 from brainage.imaging.contract import InputContract
+from brainage.runtime.files import write_json_atomic
 
 __all__ = ["ArrayStore", "estimate_bytes", "prepare_store"]
 
@@ -170,7 +170,7 @@ def _fill_folder(order: _Order) -> None:
     table["digest"] = pd.array([rows[place].digest for place in kept], dtype="string")
     write_table(table, order.building / TABLE)
     write_tsv(order.all_dropped(damaged), order.building / DROPPED)
-    write_json(order.building / CONTRACT, {**order.identity, "damaged": damaged, "checksum": checksum_of(table)})
+    write_json_atomic(order.building / CONTRACT, {**order.identity, "damaged": damaged, "checksum": checksum_of(table)})
 
 
 def _enter(order: _Order) -> None:
@@ -193,7 +193,7 @@ def _enter(order: _Order) -> None:
     for name in (ARRAYS, _JOURNAL):  # of an attempt that stored no sample
         (order.building / name).unlink(missing_ok=True)
     order.sources.keep(order.building)
-    write_json(order.building / _IDENTITY, order.identity)
+    write_json_atomic(order.building / _IDENTITY, order.identity)
 
 
 def _read_replaced_again(order: _Order) -> None:

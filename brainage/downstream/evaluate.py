@@ -82,28 +82,27 @@ def evaluate(experiment: Experiment, data: ScanSource, folder: Path) -> pd.DataF
     scoring = Scoring(experiment, data)
     seeds = range(experiment.seed, experiment.seed + experiment.evaluate.seeds)
     judged: list[Judged] = []
+    frames: list[pd.DataFrame] = []
     losses = list(dict.fromkeys([experiment.loss.name, *experiment.evaluate.losses]))
     for name in [losses[0], *experiment.evaluate.baselines, *losses[1:]]:  # what takes hours last
-        if name in experiment.evaluate.baselines:
-            judged += _baseline(experiment, data, folder, scoring, name, seeds)
-        else:
-            judged += _networks(experiment, data, folder, scoring, name, seeds)
+        kind = _baseline if name in experiment.evaluate.baselines else _networks
+        for model in kind(experiment, data, folder, scoring, name, seeds):
+            judged.append(model)
+            frames.append(scoring.results(model))
+            if model is not judged[0] and judged[0].label == experiment.loss.name:
+                frames.append(scoring.difference(judged[0], model))
         if judged:  # after each: whatever ends a long evaluation, what was scored is kept
-            results = _write(experiment, folder, scoring, judged)
+            results = combine([results_frame(scoring.lost), *frames])
+            _write(experiment, folder, results, judged)
     if not judged:
         raise scoring.errors[0]
     return results
 
 
-def _write(experiment: Experiment, folder: Path, scoring: Scoring, judged: list[Judged]) -> pd.DataFrame:
-    frames = [results_frame(scoring.lost), *(scoring.results(model) for model in judged)]
-    if judged[0].label == experiment.loss.name:
-        frames += [scoring.difference(judged[0], other) for other in judged[1:]]
-    results = combine(frames)
+def _write(experiment: Experiment, folder: Path, results: pd.DataFrame, judged: list[Judged]) -> None:
     write_section(experiment.evaluate, folder / "evaluate.yaml")  # as used now: config.yaml is from the training
     write_results(results, folder / "results.csv")
     write_table(pd.concat([model.predictions for model in judged])[PREDICTION_COLUMNS], folder / "predictions.parquet")
-    return results
 
 
 class Scoring:

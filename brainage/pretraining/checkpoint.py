@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from brainage.errors import CheckpointError
 from brainage.imaging.contract import InputContract
 from brainage.losses.names import SUPERVISED_NAMES
 from brainage.pretraining.module import PretrainingModule
+from brainage.runtime.files import write_atomically
 
 SCHEMA_VERSION = 1
 PAYLOAD = "brainage"  # key of our part inside the Lightning checkpoint
@@ -76,21 +76,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
+
+        def save(temporary: Path) -> None:
             with temporary.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
+
+        try:
+            write_atomically(target, save)
         except (OSError, RuntimeError) as error:  # torch's archive writer turns a full disk into a RuntimeError
             raise CheckpointError(
                 f"{target}: not written ({str(error).splitlines()[0]}); free some disk and start again, "
                 "the run continues from its last whole checkpoint"
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return load_checkpoint(Path(path))

@@ -87,12 +87,10 @@ class PretrainingModule(L.LightningModule, ABC):
         self.encoder = build_encoder(experiment.encoder, contract)
         self.outputs: dict[str, Tensor] = {}  # of the last training step, detached: what the callbacks look at
         self.validation: list[dict[str, Tensor]] = []
-        self._run_encoder: Any = self.encoder
 
     def compile_encoder(self) -> None:
-        """Run the encoder through torch.compile; weights keep their names."""
-        # Set past nn.Module, or the state dict would hold the encoder twice.
-        object.__setattr__(self, "_run_encoder", torch.compile(self.encoder))
+        """Run the encoder through torch.compile, in place: weights keep their names, no module holds them twice."""
+        self.encoder.compile()
 
     def views(self, batch: dict[str, Tensor], step: int) -> Tensor:
         """Normalised, augmented samples [N, *shape] of a batch, a scan's views adjacent."""
@@ -108,7 +106,7 @@ class PretrainingModule(L.LightningModule, ABC):
 
     def trunk(self, x: Tensor) -> Tensor:
         """Encoder input [N, *shape] -> trunk features [N, F]."""
-        return self._run_encoder(x)
+        return self.encoder(x)
 
     def embed(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Stored samples [N, *shape] -> (trunk [N, F], head [N, D]), float32, without augmentation."""

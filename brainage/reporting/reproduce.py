@@ -26,8 +26,7 @@ class Reproduction(NamedTuple):
 def reproduce(run: RunFolder) -> Reproduction:
     """Command, YAML and facts of a run."""
     experiment = run.experiment
-    recorded = run.environment.get("command") or run.environment.get("argv")
-    command = " ".join(recorded) if isinstance(recorded, list) else recorded
+    command = run.environment.get("command")
     seeds = sorted(set(run.results["seed"].dropna().astype(int))) if run.results is not None else [experiment.seed]
     finished = run.finished or {}
     facts = [
@@ -41,7 +40,7 @@ def reproduce(run: RunFolder) -> Reproduction:
         facts.insert(4, ("seed of the split", str(experiment.data.split_seed)))
     if "seconds" in finished:
         facts.append(("training time", _duration(float(finished["seconds"]))))
-    rest = {key: value for key, value in run.environment.items() if key not in ("command", "argv", "split_hash")}
+    rest = {key: value for key, value in run.environment.items() if key not in ("command", "split_hash")}
     facts += [(name, text) for name, text in _flat(rest) if not PRIVATE.search(name) and text]
     return Reproduction(
         str(command or f"brainage pretrain config.yaml name={experiment.name}"),

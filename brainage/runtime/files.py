@@ -5,28 +5,34 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
-def write_json_atomic(path: Path, values: Any, *, durable: bool = True) -> None:
-    """Write JSON under a temporary name in the same folder, then rename it over `path`.
+def write_atomically(path: str | Path, write: Callable[[Path], Any], *, durable: bool = True) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to the disk, then rename it over `path`.
 
-    NaN and infinities become null, since JSON has neither; numpy scalars become plain numbers, paths text.
-    `durable=False` leaves out the flush to disk, for files that a power cut may take.
+    `durable=False` leaves out the flush, for files that a power cut may take.
     """
     path = Path(path)
-    text = json.dumps(_plain(values), indent=2, allow_nan=False) + "\n"
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
-            if durable:
-                file.flush()
+        write(temporary)
+        if durable:
+            with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-        os.replace(draft, path)
+        os.replace(temporary, path)
     finally:
-        draft.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def write_json_atomic(path: str | Path, values: Any, *, durable: bool = True) -> None:
+    """Write JSON with `write_atomically`. NaN and infinities become null, since JSON has neither; numpy scalars become
+    plain numbers, paths text."""
+    text = json.dumps(_plain(values), indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), durable=durable)
 
 
 def _plain(values: Any) -> Any:

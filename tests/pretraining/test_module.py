@@ -179,6 +179,13 @@ def test_an_augmentation_for_volumes_is_refused_for_vectors(scans):
         build_module(small_experiment("runs", "augment.flip_p=0.5"), scans)
 
 
+def test_a_module_holds_every_tensor_once():
+    for name in ("exp", "l1"):
+        module = build_module(small_experiment("runs", f"loss.name={name}"), SimulatedScans())
+        places = [tensor.data_ptr() for tensor in module.state_dict().values()]
+        assert len(set(places)) == len(places)
+
+
 @pytest.mark.slow  # importing the compiler takes ten seconds
 def test_compiling_keeps_the_names_of_the_weights():
     contract = InputContract("features", "vector", (12,))
