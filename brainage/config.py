@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from brainage.schema import (
     Experiment,
     HealthConfig,
     LossConfig,
+    MemberConfig,
     OptimConfig,
     TrackingConfig,
     TrainerConfig,
@@ -43,11 +45,13 @@ __all__ = [
     "Experiment",
     "HealthConfig",
     "LossConfig",
+    "MemberConfig",
     "OptimConfig",
     "TrackingConfig",
     "TrainerConfig",
     "apply_overrides",
     "check_experiment",
+    "differing_keys",
     "flatten",
     "from_plain",
     "load_experiment",
@@ -70,7 +74,12 @@ NOT_TRAINING = (
     "data.root", "data.store", "data.workers", "data.prepare_workers", "data.resident",
     "trainer.progress", "trainer.threads",
 )  # fmt: skip
+# The same for keys whose names an experiment makes up: where a member or a file of a cohort's options lies.
+NOT_TRAINING_OPEN = re.compile(r"data\.(members\.[^.]+\.(root|store|options\.\w+_file)|options\.\w+_file)")
 
+OPEN_KEYS = ("data.options", "data.members", "data.weights")  # dictionaries: their keys are the experiment's
+_MEMBER = "|".join(f.name for f in dataclasses.fields(MemberConfig))
+OPEN = re.compile(rf"data\.(options\..+|weights\..+|members\.[^.]+(\.({_MEMBER})|\.options\..+)?)")
 
 POSITIVE = (
     "data.batch_size", "loss.temperature", "loss.sigma_years", "optim.lr", "trainer.epochs", "trainer.devices",
@@ -80,6 +89,7 @@ POSITIVE = (
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "data.split_seed", "data.limit", "data.workers", "data.prepare_workers", "data.spacing_mm",
+    "data.mask_threshold", "data.folds", "data.fold",
     "optim.weight_decay", "optim.momentum", "optim.warmup_epochs", "optim.clip_norm",
     "trainer.threads", "trainer.overfit_batches", "evaluate.scatter_points",
 )  # fmt: skip
@@ -87,7 +97,13 @@ SHARES = (
     "encoder.dropout", "augment.flip_p", "augment.affine_p", "augment.crop_p", "augment.blur_p", "augment.noise_p",
     "augment.intensity_p", "augment.cutout_p", "augment.cutout_share", "augment.crop_share",
 )  # fmt: skip
-FOLDERS = ("runs", "data.root", "data.store", "data.split")  # `~` is the home folder; a shell leaves it in key=~/x
+FOLDERS = (
+    "runs",
+    "data.root",
+    "data.store",
+    "data.split",
+    "data.mask",
+)  # `~` is the home folder; a shell leaves it in key=~/x
 
 
 def load_experiment(name_or_path: str, overrides: list[str] | None = None) -> Experiment:
@@ -116,6 +132,9 @@ def apply_overrides(config: Any, overrides: list[str]) -> Experiment:
         config = _merge(config, values, f"override {word!r}")
     for key in FOLDERS:
         OmegaConf.update(config, key, _without_tilde(OmegaConf.select(config, key)))
+    for name in config.data.members:
+        for key in ("root", "store", "split"):
+            config.data.members[name][key] = _without_tilde(config.data.members[name][key])
     experiment = _as_experiment(config, "experiment")
     check_experiment(experiment)
     return experiment
@@ -203,7 +222,15 @@ def training_values(experiment: Experiment) -> dict[str, Any]:
         key: value
         for key, value in flatten(experiment).items()
         if not any(key == name or key.startswith(name + ".") for name in NOT_TRAINING)
+        and not NOT_TRAINING_OPEN.fullmatch(key)
     }
+
+
+def differing_keys(before: Experiment, after: Experiment) -> dict[str, tuple[Any, Any]]:
+    """Training key -> (value before, value after) where they differ; None for a key that one of them does not have."""
+    ours, theirs = training_values(before), training_values(after)
+    keys = dict.fromkeys([*ours, *theirs])
+    return {key: (ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)}
 
 
 def training_hash(experiment: Experiment) -> str:
@@ -228,11 +255,11 @@ def sibling(experiment: Experiment, loss: str, seed: int) -> Experiment:
 
 
 def _merge(config: Any, values: dict[str, Any], source: str) -> Any:
-    known = list(flatten(Experiment()))
+    known = [*flatten(Experiment()), *OPEN_KEYS]
     sections = {name for name, value in to_plain(Experiment()).items() if isinstance(value, dict)}
     # a section whose keys are all commented out is None
     values = {key: value for key, value in values.items() if not (key in sections and value in (None, {}))}
-    for key in sorted(set(_keys(values)) - set(known)):
+    for key in sorted(key for key in set(_keys(values)) - set(known) if not OPEN.fullmatch(key)):
         raise ConfigError(f"{source}: unknown key {key!r}{_nearest_key(key, known)}")
     try:
         return OmegaConf.merge(config, values)

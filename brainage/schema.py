@@ -3,22 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+
+@dataclass
+class MemberConfig:
+    """One cohort of a mixture."""
+
+    cohort: str = ""  # a name in data_modules.COHORTS; empty: the member's own name
+    root: str = ""
+    modality: str = "vbm"
+    store: str = "auto"
+    spacing_mm: float = 0.0
+    split: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class DataConfig:
-    cohort: str = "openbhb"  # a name in data_modules.COHORTS
+    cohort: str = "openbhb"  # a name in data_modules.COHORTS; mixture: the cohorts of `members` as one
     root: str = ""  # folder of the cohort as it was downloaded
     modality: str = "vbm"  # which of the cohort's images or tables to read
     store: str = "auto"  # folder of the array store; auto: stores/<cohort>_<modality>_<hash of the root>
     spacing_mm: float = 0.0  # voxel size of the model grid for cohorts read as NIfTI; 0: the cohort's own grid
+    options: dict[str, Any] = field(default_factory=dict)  # what only this cohort's reader knows; it lists them
+    members: dict[str, MemberConfig] = field(default_factory=dict)  # mixture: name -> cohort
+    overlap: Literal["refuse", "warn", "drop"] = "refuse"  # mixture: one person in two cohorts; drop keeps the first
+    exclude: list[str] = field(default_factory=list)  # rules like "qc_pass == 0"; matching scans are listed, left out
+    mask: str = ""  # NIfTI file: store only the voxels above mask_threshold; empty: whole volumes
+    mask_threshold: float = 0.0
     split: str = ""  # TSV with cohort, participant_id, split; empty: official, or drawn
     external_sites: list[str] = field(default_factory=list)  # held out whole, where the split is drawn
+    external_cohorts: list[str] = field(default_factory=list)  # likewise, of a mixture
+    stratify: list[str] = field(default_factory=list)  # drawn: keep the shares of age | sex | site; empty: by hash
+    folds: int = 0  # drawn: k folds instead of one split; 0: none
+    fold: int = 0  # the fold that is tested, from 0
+    folds_by: Literal["person", "site", "cohort"] = "person"  # what a fold holds whole; site, cohort: test_external
     internal_fraction: float = 0.2  # of the other sites' people, where drawn
     val_fraction: float = 0.1  # people of train carved out as val, never trained on
     split_seed: int = 0  # seed of every split that brainage draws itself
     limit: int = 0  # n scans of each split only, people in the order of a hash; 0: all
+    balance: Literal["none", "age", "site", "cohort"] = "none"  # draw 5-year ages | sites | cohorts equally often
+    weights: dict[str, float] = field(default_factory=dict)  # mixture: cohort -> share of the scans drawn
     batch_size: int = 64  # scans in the global batch, over all devices; 2 or more
     workers: int = 0  # loader processes a device; 0: the training process reads (fast: the store is a memory map)
     prepare_workers: int = 0  # processes of `prepare`; 0: one a core

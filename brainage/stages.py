@@ -21,10 +21,10 @@ from brainage.config import (
     DataConfig,
     Experiment,
     apply_overrides,
+    differing_keys,
     network_name,
     read_experiment,
     run_folder,
-    training_values,
 )
 from brainage.data.source import ScanSource
 from brainage.errors import CheckpointError, ConfigError
@@ -34,7 +34,10 @@ if TYPE_CHECKING:  # imports torch
     from brainage.pretraining.folder import Pretrained
 
 
-OF_ONE_COHORT = ("root", "store", "split", "external_sites", "internal_fraction", "limit")
+OF_ONE_COHORT = (
+    "root", "store", "split", "external_sites", "internal_fraction", "limit", "options", "members", "overlap",
+    "exclude", "external_cohorts", "stratify", "folds", "fold", "folds_by", "balance", "weights",
+)  # fmt: skip
 
 
 @contextmanager
@@ -225,13 +228,13 @@ def run_experiment(folder: Path, overrides: list[str], *, other_cohort: bool = F
     given = apply_overrides(saved, overrides)
     changed = given
     if given.data.cohort != saved.data.cohort:  # the keys that say where a cohort lies and how it is split are not its
-        own = dataclasses.replace(saved.data, **{key: getattr(DataConfig(), key) for key in OF_ONE_COHORT})
+        fresh = DataConfig()
+        own = dataclasses.replace(saved.data, **{key: getattr(fresh, key) for key in OF_ONE_COHORT})
         changed = apply_overrides(dataclasses.replace(saved, data=own), overrides)
-    before, after = training_values(saved), training_values(changed)
-    for key, value in after.items():
+    for key, (before, after) in differing_keys(saved, changed).items():
         of_the_encoder = not key.startswith("data.") or key == "data.intensity"
-        if value != before[key] and (of_the_encoder or not other_cohort):
-            raise ConfigError(f"{key}={value}: {folder} was trained with {before[key]!r}; pretrain another run instead")
+        if of_the_encoder or not other_cohort:
+            raise ConfigError(f"{key}={after}: {folder} was trained with {before!r}; pretrain another run instead")
     return changed
 
 

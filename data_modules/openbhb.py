@@ -40,6 +40,7 @@ from data_modules.openbhb_layout import (
     stored_grid,
 )
 from data_modules.reader import CohortReader
+from data_modules.volumes import prepared_contract
 
 
 class OpenBHB(CohortReader):
@@ -80,28 +81,14 @@ class OpenBHB(CohortReader):
             return InputContract(
                 REGIONS[self.modality].name, "vector", (len(names),), intensity="as published", features=names
             )
-        volume = VOLUMES[self.modality]
         shape, affine = self._grid
-        axes = nib.io_orientation(affine)
-        ras = affine @ nib.orientations.inv_ornt_aff(axes, shape)
-        spacing = np.diag(ras)[:3]
-        if not np.allclose(ras[:3, :3], np.diag(spacing), atol=1e-4):
-            raise DataError(f"{self._template}: expected axes along left-right, back-front and down-up, found {affine}")
+        contract = prepared_contract(self.modality, shape, affine, str(self._template))
+        spacing = contract.spacing_mm
         if self.spacing_mm and not np.allclose(spacing, self.spacing_mm, atol=1e-3):
             raise ConfigError(
-                f"data.spacing_mm={self.spacing_mm}: OpenBHB has its own grid of {spacing.tolist()} mm; set it to 0"
+                f"data.spacing_mm={self.spacing_mm}: OpenBHB has its own grid of {list(spacing)} mm; set it to 0"
             )
-        return InputContract(
-            modality=volume.name,
-            kind="volume",
-            shape=(1, *(shape[int(axis)] for axis in np.argsort(axes[:, 0]))),
-            space="MNI152",
-            spacing_mm=tuple(spacing.tolist()),
-            origin_mm=tuple(ras[:3, 3].tolist()),
-            axes="RAS",
-            intensity="as published",
-            preprocessing={"openbhb": volume.preprocessing},
-        )
+        return contract
 
     def read(self, path: str) -> np.ndarray:
         values = self._challenge.read(path) if "#" in path else self._read_file(self.root / path)

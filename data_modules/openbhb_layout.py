@@ -22,8 +22,6 @@ class Volume(NamedTuple):
     voxels: int  # inside the published mask
     shape: tuple[int, int, int]  # published grid, axes LAS
     spacing_mm: float
-    name: str  # InputContract.modality
-    preprocessing: str
 
 
 class Regions(NamedTuple):
@@ -37,11 +35,11 @@ class Regions(NamedTuple):
 VOLUMES = {
     "vbm": Volume(
         "preproc-cat12vbm_desc-gm_T1w.npy", "cat12vbm_space-MNI152_desc-gm_TPM.nii.gz", 0.05, 519945,
-        (121, 145, 121), 1.5, "cat12vbm_gm", "CAT12 modulated grey matter",
+        (121, 145, 121), 1.5,
     ),
     "quasiraw": Volume(
         "preproc-quasiraw_T1w.npy", "quasiraw_space-MNI152_desc-brain_T1w.nii.gz", 0.0, 1827095,
-        (182, 218, 182), 1.0, "quasiraw", "bias field corrected, skull stripped, affine to MNI152",
+        (182, 218, 182), 1.0,
     ),
 }  # fmt: skip
 REGIONS = {

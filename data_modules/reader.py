@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from brainage.config import nearest
 from brainage.data.table import CohortTable
@@ -21,14 +25,23 @@ from brainage.errors import ConfigError, DataError
 from brainage.imaging.contract import InputContract
 
 
+@dataclass(frozen=True)
+class NoOptions:
+    """Of a cohort that can be read in one way only."""
+
+
 class CohortReader(ABC):
     """A cohort as it was downloaded, seen through one modality."""
 
     name: ClassVar[str]
     modalities: ClassVar[dict[str, str]]  # modality -> one line for people
+    Options: ClassVar[type] = NoOptions  # frozen dataclass: the keys of `data.options`; names ending in _file are paths
 
-    def __init__(self, root: str | Path, modality: str, spacing_mm: float = 0.0) -> None:
-        """Check the door: raises ConfigError on an unknown modality, DataError when `root` is no folder."""
+    def __init__(
+        self, root: str | Path, modality: str, spacing_mm: float = 0.0, options: Mapping[str, Any] | None = None
+    ) -> None:
+        """Check the door: ConfigError on an unknown modality or option, DataError when `root` is no folder."""
+        self.options = _checked_options(self.name, self.Options, options or {})
         if modality not in self.modalities:
             raise ConfigError(f"{self.name}: modality {modality!r} unknown{nearest(modality, list(self.modalities))}")
         self.root = Path(root)
@@ -74,3 +87,16 @@ class CohortReader(ABC):
     def official_split(self) -> pd.DataFrame | None:
         """Columns cohort, participant_id, split (train, test_internal, test_external), or None where none exists."""
         return None
+
+
+def _checked_options(cohort: str, schema: type, values: Mapping[str, Any]) -> Any:
+    known = [field.name for field in fields(schema)]
+    for key in values:
+        if key not in known:
+            hint = nearest(key, known) if known else "; this cohort has none"
+            raise ConfigError(f"data.options.{key}: unknown for cohort {cohort}{hint}")
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "?"
+        raise ConfigError(f"data.options.{key}: {str(error).splitlines()[0]}") from error

@@ -7,8 +7,10 @@ step takes the affine from the file, so an array's storage order (PSR, LAS, obli
 
 from __future__ import annotations
 
+import gzip
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +49,23 @@ def load_nifti(path: str | os.PathLike) -> nib.Nifti1Image:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: file not found")
+    return _checked_nifti(lambda: nib.load(path), str(path))
+
+
+def load_nifti_bytes(data: bytes, name: str) -> nib.Nifti1Image:
+    """As `load_nifti`, of the bytes of a .nii or .nii.gz file, such as a member of a zip; `name` is for messages."""
+
+    def load() -> Any:
+        plain = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        kind = nib.Nifti2Image if plain[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c") else nib.Nifti1Image
+        return kind.from_bytes(plain)
+
+    return _checked_nifti(load, name)
+
+
+def _checked_nifti(load: Callable[[], Any], path: str) -> nib.Nifti1Image:
     try:
-        image: Any = nib.load(path)
+        image = load()
         values = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
     except Exception as error:  # nibabel, gzip, zlib and numpy each have their own for a torn file
         raise DataError(f"{path}: damaged or no NIfTI file ({_short(error)}); download it again") from error
@@ -154,7 +171,7 @@ def _tissue(values: np.ndarray) -> np.ndarray:
     return values > _FOREGROUND * np.percentile(positive[:: max(1, positive.size // 500_000)], 98)
 
 
-def _refuse_affine(image: nib.Nifti1Image, path: Path) -> None:
+def _refuse_affine(image: nib.Nifti1Image, path: str) -> None:
     header = image.header
     codes = [int(header[name]) for name in ("qform_code", "sform_code") if name in header]
     if codes and not any(codes):

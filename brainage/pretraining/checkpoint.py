@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from brainage.config import Experiment, from_plain, to_plain, training_values
+from brainage.config import Experiment, differing_keys, from_plain, to_plain
 from brainage.errors import CheckpointError
 from brainage.imaging.contract import InputContract
 from brainage.losses.names import SUPERVISED_NAMES
@@ -137,10 +137,10 @@ def last_good(run_folder: Path) -> tuple[Path | None, dict[Path, str]]:
 
 def refuse_other_training(path: Path, payload: Payload, experiment: Experiment) -> None:
     """Raise CheckpointError naming every key in which a checkpoint's training differs from the one asked for."""
-    ours, theirs = training_values(experiment), training_values(payload.experiment)
-    differing = [key for key in ours if key != "name" and ours[key] != theirs.get(key)]
+    differing = differing_keys(payload.experiment, experiment)
+    differing.pop("name", None)
     if differing:
-        phrases = ", ".join(f"{key} ({theirs.get(key)!r}, now {ours[key]!r})" for key in differing)
+        phrases = ", ".join(f"{key} ({before!r}, now {now!r})" for key, (before, now) in differing.items())
         raise CheckpointError(f"{path}: of another configuration; differs in {phrases}")
 
 
