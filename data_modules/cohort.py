@@ -30,7 +30,7 @@ def open_reader(config: DataConfig) -> CohortReader:
     """The reader of the configured cohort; ConfigError on an unknown cohort or modality, DataError on the root."""
     if config.cohort not in COHORTS:
         raise ConfigError(f"data.cohort={config.cohort}: unknown{nearest(config.cohort, list(COHORTS))}")
-    return COHORTS[config.cohort](config.root, config.modality, config.spacing_mm)
+    return COHORTS[config.cohort](config.root, config.modality, config.spacing_mm, config.options)
 
 
 class CohortDataModule(L.LightningDataModule):

@@ -9,6 +9,8 @@ import pytest
 from brainage.config import (
     NOT_TRAINING,
     Experiment,
+    MemberConfig,
+    differing_keys,
     flatten,
     from_plain,
     load_experiment,
@@ -280,3 +282,24 @@ def test_to_plain_holds_plain_types_only():
 
 def test_a_far_typo_lists_what_is_known():
     assert nearest("zzz", ["l1", "exp"]) == "; known: exp, l1"
+
+
+def test_dictionaries_of_an_experiment_take_any_name_but_no_unknown_key_of_a_member():
+    words = ["data.members.adni.root=/x", "data.members.adni.options.months=24", "data.weights.adni=0.5"]
+    experiment = load_experiment("openbhb_exp", words)
+    assert experiment.data.members == {"adni": MemberConfig(root="/x", options={"months": 24})}
+    assert from_plain(to_plain(experiment)) == experiment
+    with pytest.raises(ConfigError, match=r"unknown key 'data\.members\.adni\.rot'; did you mean 'data.members'"):
+        load_experiment("openbhb_exp", ["data.members.adni.rot=/x"])
+
+
+def test_where_a_member_or_a_file_of_options_lies_is_not_training_and_what_it_says_is():
+    def digest(*words: str) -> str:
+        return training_hash(load_experiment("openbhb_exp", list(words)))
+
+    here = digest("data.members.a.root=/x", "data.options.withdrawn_file=/x/w.csv")
+    assert here == digest("data.members.a.root=/y", "data.members.a.store=s", "data.options.withdrawn_file=/y/w.csv")
+    assert here != digest("data.members.a.root=/x", "data.members.a.options.months=3")
+    one, other = (load_experiment("openbhb_exp", words) for words in ([], ["data.options.months=3"]))
+    assert differing_keys(one, other) == {"data.options.months": (None, 3)}
+    assert differing_keys(other, one) == {"data.options.months": (3, None)}

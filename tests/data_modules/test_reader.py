@@ -1,30 +1,47 @@
-"""Stamps: what tells a store that the file behind a locator was replaced."""
+"""The door of every cohort: its modality, its folder, and the options that only it knows."""
 
 from __future__ import annotations
 
-import os
+from dataclasses import dataclass, field
 
 import pytest
 
+from brainage.config import DataConfig
+from brainage.errors import ConfigError
+from data_modules.cohort import open_reader
+from data_modules.openbhb import OpenBHB
 from tests.data_modules.visits import Visits
 
 
-@pytest.mark.parametrize("locator", ["a/scan.npy", "a/scan.npy#7", "a/scan.npy!inside/of.it"])
-def test_a_stamp_is_size_and_time_of_the_file_behind_any_locator(tmp_path, locator):
-    reader = Visits(tmp_path, "vbm")
-    assert reader.stamp(locator) == "absent"
-    (tmp_path / "a").mkdir()
-    file = tmp_path / "a" / "scan.npy"
-    file.write_bytes(b"12345")
-    os.utime(file, ns=(1, 1_700_000_000_123_456_789))
-    assert reader.stamp(locator) == "5:1700000000123456789"
+@dataclass(frozen=True)
+class Windows:
+    months: int = 36
+    columns: dict[str, str] = field(default_factory=dict)
 
 
-def test_a_reader_notices_a_file_that_is_replaced_while_it_lives(tmp_path):
-    reader = Visits(tmp_path, "vbm")
-    (tmp_path / "scan").write_bytes(b"old")
-    before = reader.stamp("scan")
-    (tmp_path / "new").write_bytes(b"new")
-    os.utime(tmp_path / "new", ns=(1, 1))
-    os.replace(tmp_path / "new", tmp_path / "scan")
-    assert reader.stamp("scan") != before
+class Optional(Visits):
+    Options = Windows
+
+
+def test_options_have_the_defaults_and_types_of_their_schema(tmp_path):
+    assert Optional(tmp_path, "vbm").options == Windows()
+    given = Optional(tmp_path, "vbm", options={"months": "24", "columns": {"age_years": "AGE"}}).options
+    assert given == Windows(24, {"age_years": "AGE"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"month": 24}, r"data\.options\.month: unknown for cohort visits; did you mean 'months'"),
+        ({"months": "many"}, r"data\.options\.months: Value 'many' of type 'str' could not be converted to Integer"),
+    ],
+)
+def test_an_option_that_no_reader_knows_or_of_another_type_is_refused(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        Optional(tmp_path, "vbm", options=options)
+
+
+def test_a_cohort_without_options_says_so_and_the_configuration_reaches_the_reader(simulated):
+    assert isinstance(open_reader(DataConfig(root=str(simulated))), OpenBHB)
+    with pytest.raises(ConfigError, match=r"data\.options\.months: unknown for cohort openbhb; this cohort has none"):
+        open_reader(DataConfig(root=str(simulated), options={"months": 3}))
