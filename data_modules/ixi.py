@@ -1,4 +1,4 @@
-"""IXI (brain-development.org): healthy people of three London hospitals; volumes as NIfTI, thickness as one table.
+"""IXI (brain-development.org): healthy people of three London hospitals; volumes as NIfTI, regions as one table.
 
 `root` holds the files, or folders of them. Volumes are known by their name, `IXI012-HH-1211-T1<ending>.nii.gz`; the
 ending says what is shown (ENDINGS). Ages come from every demographic sheet there (CSV or TSV; see `ixi_sheets`), which
@@ -20,11 +20,10 @@ import pandas as pd
 from brainage.data.table import CohortTable, finish_table
 from brainage.errors import DataError
 from brainage.imaging.contract import InputContract
-from brainage.imaging.preprocess import load_nifti, model_grid, resample_to_grid, scale_foreground
-from data_modules.ixi_sheets import folders, read_people, thickness_file, thickness_people, thickness_values
+from data_modules.ixi_sheets import REGIONS, folders, read_people, region_file, region_people, region_values
 from data_modules.reader import CohortReader
+from data_modules.volumes import NATIVE, native_contract, read_native
 
-DEFAULT_SPACING_MM = 2.0
 ENDINGS = {  # what follows -T1 in a file name -> what is shown
     "": "head", "_head": "head", "_ds": "head",
     "_brain": "brain", "_ds_brain": "brain",
@@ -47,7 +46,7 @@ class _Found(NamedTuple):
     people: pd.DataFrame
     left_out: pd.DataFrame  # rows of the sheets
     scans: pd.DataFrame
-    repeated: pd.DataFrame  # files, or rows of the thickness table, that are not used
+    repeated: pd.DataFrame  # files, or rows of the table of regions, that are not used
     hospitals: dict[str, str]  # by file names
 
     def without_scan(self) -> set[str]:
@@ -60,21 +59,23 @@ class IXI(CohortReader):
 
     name: ClassVar[str] = "ixi"
     modalities: ClassVar[dict[str, str]] = {
-        "brain": "skull-stripped T1 brains, native space",
-        "head": "whole T1 heads, native space",
+        **NATIVE,
         "thickness": "FreeSurfer cortical thickness of 68 Desikan regions",
+        "dlmuse": "volumes of the regions of the MUSE atlas by DLMUSE, and of their sums",
     }
 
     def table(self) -> CohortTable:
         found = self._found()
         people, left_out, scans, repeated, hospitals = found
-        rows = scans.merge(people.drop(columns="written"), on="participant_id", how="left", indicator="sheet")
+        rows = scans.merge(people, on="participant_id", how="left", indicator="sheet")
         unknown = rows[rows["sheet"] == "left_only"]
-        rows = rows[rows["sheet"] == "both"]
+        ageless = rows[(rows["sheet"] == "both") & rows["age_reason"].notna()]
+        rows = rows[(rows["sheet"] == "both") & rows["age_reason"].isna()]
         dropped = [
             left_out[~left_out["participant_id"].isin(found.without_scan())],
             repeated,
             unknown[["participant_id", "path"]].assign(reason="no usable row in the demographic sheets"),
+            ageless[["participant_id", "path"]].assign(reason=ageless["age_reason"]),
         ]
         listed = pd.concat(dropped, ignore_index=True).assign(cohort="ixi", session_id="1", run="")
         return finish_table(_canonical(rows, hospitals), source=str(self.root), dropped=listed)
@@ -84,51 +85,33 @@ class IXI(CohortReader):
         return sorted(self._found().without_scan())
 
     def contract(self) -> InputContract:
-        if self.modality == "thickness":
-            names, _ = thickness_values(thickness_file(self.root))
-            return InputContract("freesurfer_thickness", "vector", (len(names),), intensity="mm", features=names)
-        shape, origin = model_grid(self.spacing_mm or DEFAULT_SPACING_MM)
-        return InputContract(
-            modality=self.modality,
-            kind="volume",
-            shape=(1, *shape),
-            space="native_centred",
-            spacing_mm=(self.spacing_mm or DEFAULT_SPACING_MM,) * 3,
-            origin_mm=origin,
-            axes="RAS",
-            intensity="divided by the 99th percentile of the tissue",
-            preprocessing={"resampling": "linear, brain's centre on the grid's centre"},
-        )
+        if self.modality in NATIVE:
+            return native_contract(self.modality, self.spacing_mm)
+        names, _ = region_values(region_file(self.root, self.modality), self.modality)
+        regions = REGIONS[self.modality]
+        return InputContract(regions.name, "vector", (len(names),), intensity=regions.unit, features=names)
 
     def read(self, path: str) -> np.ndarray:
-        if self.modality == "thickness":
-            return self._read_thickness(path)
-        spacing_mm = self.spacing_mm or DEFAULT_SPACING_MM
-        image = load_nifti(self.root / path)
-        try:
-            volume = resample_to_grid(image, model_grid(spacing_mm)[0], spacing_mm)
-            return scale_foreground(volume)[None]
-        except DataError as error:
-            raise DataError(f"{self.root / path}: {error}") from error
-
-    def _read_thickness(self, path: str) -> np.ndarray:
+        if self.modality in NATIVE:
+            return read_native(self.root / path, self.spacing_mm)
         name, _, row = path.rpartition("#")
         file = self.root / name
         if not file.is_file():
             raise DataError(f"{file}: file not found")
-        names, values = thickness_values(file)
+        names, values = region_values(file, self.modality)
         if not row.isdecimal() or int(row) >= len(values):
             raise DataError(f"{file}: expected a row below {len(values)}, found {row!r}")
         sample = values[int(row)]
         if not np.isfinite(sample).all():
             region = names[int(np.flatnonzero(~np.isfinite(sample))[0])]
-            raise DataError(f"{file}: row {int(row) + 1}: thickness of {region} is missing or no number")
+            what = REGIONS[self.modality].what
+            raise DataError(f"{file}: row {int(row) + 1}: {what} of {region} is missing or no number")
         return sample.copy()
 
     def _found(self) -> _Found:
         people, left_out = read_people(self.root)
         images = self._images()
-        scans, repeated = self._thickness_scans() if self.modality == "thickness" else self._image_scans(images)
+        scans, repeated = self._image_scans(images) if self.modality in NATIVE else self._region_scans()
         return _Found(people, left_out, scans, repeated, {image.participant_id: image.hospital for image in images})
 
     def _images(self) -> list[_Image]:
@@ -167,11 +150,11 @@ class IXI(CohortReader):
         columns = ["participant_id", "path"]
         return pd.DataFrame(kept.items(), columns=columns), pd.DataFrame(left_out, columns=[*columns, "reason"])
 
-    def _thickness_scans(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """participant_id and path of the rows of the thickness table, and the rows left out with their reason."""
-        file = thickness_file(self.root)
+    def _region_scans(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """participant_id and path of the rows of the table of regions, and the rows left out with their reason."""
+        file = region_file(self.root, self.modality)
         name = file.relative_to(self.root).as_posix()
-        rows = pd.DataFrame({"participant_id": thickness_people(file)}, dtype=object)
+        rows = pd.DataFrame({"participant_id": region_people(file)}, dtype=object)
         rows["path"] = [f"{name}#{row}" for row in range(len(rows))]
         nobody = rows[rows["participant_id"].isna()].assign(reason="row without an IXI number")
         rows = rows[rows["participant_id"].notna()]

@@ -1,33 +1,56 @@
-"""The tables that travel with IXI: demographic sheets in several spellings, and FreeSurfer's regional thickness.
+"""The tables that travel with IXI: demographic sheets in several spellings, and regions measured by FreeSurfer, DLMUSE.
 
 Sheets are found by their columns, not by their names. COLUMNS is the one place where spellings are listed.
 """
 
 from __future__ import annotations
 
-import csv
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from brainage.errors import DataError
+from data_modules.sheets import columns, find_sheets, header, numbers, plain, read_sheet, refuse_months, sexes, years
 
-COLUMNS = {  # ours -> spellings, compared in lower case without what stands in brackets: "SEX_ID (1=m, 2=f)" is sex_id
+COLUMNS = {  # ours -> spellings; what stands in brackets is not compared: "SEX_ID (1=m, 2=f)" is sex_id
     "person": ("ixi_id", "participant_id", "subject_id", "mrid", "scan"),
     "age": ("age", "age_years"),
     "sex": ("sex_id", "sex", "gender"),
     "hospital": ("hospital", "site"),
     "scanner": ("scanner",),
 }
-SEX = {"1": "M", "2": "F", "1.0": "M", "2.0": "F", "m": "M", "f": "F", "male": "M", "female": "F"}
+SEX = {"1": "M", "2": "F"}
 HOSPITALS = ("Guys", "HH", "IOP")
-_PERSON = re.compile(r"^(?:sub-)?IXI(\d{1,3})(?:-(\w+)-\d+)?(?:-.*)?$")
-_REGION = re.compile(r"^[lr]h_(?!MeanThickness)\w+_thickness$")
-REGIONS = 68
 SAME_AGE_YEARS = 0.05  # two sheets may round one age differently
+_PERSON = re.compile(r"^(?:sub-)?IXI(\d{1,3})(?:-(\w+)-\d+)?(?:-.*)?$")
+
+
+class Regions(NamedTuple):
+    """A table with one row a scan and one column a region."""
+
+    column: re.Pattern[str]  # its first group is the region
+    least: int  # columns of regions that make a table one of these
+    most: int
+    name: str  # InputContract.modality
+    unit: str
+    what: str
+    example: str
+
+
+REGIONS = {
+    "thickness": Regions(
+        re.compile(r"^([lr]h_(?!MeanThickness)\w+)_thickness$"), 68, 68,
+        "freesurfer_thickness", "mm", "thickness", "lh_bankssts_thickness",
+    ),
+    "dlmuse": Regions(  # codes of the MUSE atlas: 4 to 207 single regions, 300 to 702 sums of them
+        re.compile(r"^(?:(?:DL)?_?MUSE_(?:Volume_)?)?(\d{1,3})$"), 100, 300,
+        "dlmuse_volumes", "mm3", "volume", "47 (right hippocampus)",
+    ),
+}  # fmt: skip
 
 
 def folders(root: Path) -> list[Path]:
@@ -38,19 +61,14 @@ def folders(root: Path) -> list[Path]:
 def read_people(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """People of all demographic sheets, and the rows left out.
 
-    First frame: participant_id, age (as written), sex, hospital, scanner, one row a person. Second: participant_id and
-    reason (repeated rows, rows that contradict each other, no IXI number). DataError where no sheet has an age.
+    First frame: participant_id, age (years), age_reason (why a written age is none), sex, hospital, scanner, one row a
+    person. Second: participant_id, path and reason (repeated rows, rows that contradict each other, no IXI number).
+    DataError where no sheet has an age.
     """
-    sheets = []
-    seen = []
-    for file in _tables(root):
-        columns = _columns(file)
-        if "person" in columns and "age" in columns:
-            sheets.append(_read_sheet(file, columns))
-        elif "person" in columns:
-            seen.append(file.name)
-    sheets = [sheet for sheet in sheets if sheet["participant_id"].notna().any()]
+    files = find_sheets(root, COLUMNS, ["person", "age"])
+    sheets = [sheet for file in files if (sheet := _read_people(file, root)) is not None]
     if not sheets:
+        seen = [file.name for file in find_sheets(root, COLUMNS, ["person"]) if file not in files]
         lacking = f"; no age column in {', '.join(seen)}" if seen else ""
         raise DataError(
             f"{root}: no IXI demographic sheet (CSV or TSV with columns like IXI_ID, SEX_ID, AGE) here or one folder "
@@ -59,78 +77,105 @@ def read_people(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return _one_row_a_person(pd.concat(sheets, ignore_index=True))
 
 
-def thickness_file(root: Path) -> Path:
-    """The one table with 68 regional thickness columns; DataError where there is none or more than one."""
-    files = [file for file in _tables(root) if sum(bool(_REGION.match(name)) for name in _header(file)) == REGIONS]
+def region_file(root: Path, kind: str) -> Path:
+    """The one table with the regions of that kind; DataError where there is none or more than one."""
+    regions = REGIONS[kind]
+    files = [
+        file
+        for file in find_sheets(root, COLUMNS, ["person"])
+        if regions.least <= len(_region_columns(file, kind)) <= regions.most
+    ]
     if len(files) != 1:
         found = ", ".join(str(file.relative_to(root)) for file in files) or "none"
+        least = regions.least if regions.least == regions.most else f"{regions.least} or more"
         raise DataError(
-            f"{root}: expected one table with {REGIONS} columns like lh_bankssts_thickness here or one folder down, "
+            f"{root}: expected one table with {least} columns like {regions.example} here or one folder down, "
             f"found {found}"
         )
     return files[0]
 
 
-def thickness_people(file: Path) -> list[str | None]:
+def region_people(file: Path) -> list[str | None]:
     """IXI number of each row, None where there is none."""
-    columns = _columns(file)
-    if "person" not in columns:
-        raise DataError(f"{file}: no column like {', '.join(COLUMNS['person'])}")
-    return [_person(text)[0] for text in _read(file)[columns["person"]]]
+    column = columns(header(file), COLUMNS, file, required=["person"])["person"]
+    return [_person(text)[0] for text in read_sheet(file)[column].fillna("")]
 
 
-def thickness_values(file: Path) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names of the 68 regions (alphabetical, left before right) and float32 [rows, 68] in mm; NaN: no number."""
-    return _thickness_values(str(file), file.stat().st_mtime_ns)
+def region_values(file: Path, kind: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names of the regions and float32 [rows, regions]; NaN: no number.
+
+    thickness: 68 regions, mm, alphabetical, left before right. dlmuse: by the number of their code, mm3.
+    """
+    return _region_values(str(file), file.stat().st_mtime_ns, kind)
 
 
 @lru_cache(maxsize=4)
-def _thickness_values(file: str, modified_ns: int) -> tuple[tuple[str, ...], np.ndarray]:
-    sheet = _read(Path(file))
-    names = sorted(name for name in sheet.columns if _REGION.match(name))
-    values = sheet[names].apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
-    return tuple(name.removesuffix("_thickness") for name in names), values
+def _region_values(file: str, modified_ns: int, kind: str) -> tuple[tuple[str, ...], np.ndarray]:
+    chosen = _region_columns(Path(file), kind)
+    sheet = read_sheet(Path(file))  # whole, so that its rows are those of region_people
+    values = np.stack([numbers(sheet[column]).to_numpy(np.float32) for column in chosen.values()], axis=1)
+    return tuple(chosen), values
+
+
+def _region_columns(file: Path, kind: str) -> dict[str, str]:
+    """Region -> column, in the order of the vectors."""
+    found = {match[1]: name for name in header(file) if (match := REGIONS[kind].column.match(name))}
+    if kind == "dlmuse":
+        return {f"muse_{code}": found[code] for code in sorted(found, key=int)}
+    return dict(sorted(found.items()))
 
 
 def _one_row_a_person(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     unknown = rows[rows["participant_id"].isna()]
-    left_out = [("", f"{row.file}: {row.written!r} is no IXI number") for row in unknown.itertuples()]
+    left_out = [("", row.path, f"{row.file}: {row.written!r} is no IXI number") for row in unknown.itertuples()]
     known = rows[rows["participant_id"].notna()]
-    people = known.assign(number=pd.to_numeric(known["age"], errors="coerce")).groupby("participant_id")
-    differs = people["number"].max() - people["number"].min() > SAME_AGE_YEARS
+    people = known.groupby("participant_id")
+    differs = people["age"].max() - people["age"].min() > SAME_AGE_YEARS
     differs |= (people[["sex", "hospital"]].nunique() > 1).any(axis=1)
     disputed = known["participant_id"].map(differs).astype(bool)
     for person, group in known[disputed].groupby("participant_id"):
-        left_out.append((str(person), f"rows of the demographic sheet disagree: {_contradiction(group)}"))
+        why = f"rows of the demographic sheet disagree: {_contradiction(group)}"
+        left_out.append((str(person), group["path"].iloc[0], why))
     kept = known[~disputed]
     for row in kept[kept.duplicated(["file", "participant_id"])].itertuples():
-        left_out.append(
-            (row.participant_id, f"{row.file}: repeated row of {row.participant_id}, its first one is kept")
-        )
+        why = f"{row.file}: repeated row of {row.participant_id}, its first one is kept"
+        left_out.append((row.participant_id, row.path, why))
     first = kept.groupby("participant_id", as_index=False).first()  # of each column, the first value that is there
-    return first, pd.DataFrame(left_out, columns=["participant_id", "reason"])
+    return first.drop(columns=["written", "path"]), pd.DataFrame(left_out, columns=["participant_id", "path", "reason"])
 
 
 def _contradiction(group: pd.DataFrame) -> str:
     """What the rows of one person disagree on, in words."""
     values = {name: group[name].dropna().unique() for name in ("age", "sex", "hospital")}
-    return "; ".join(f"{name} {' and '.join(found)}" for name, found in values.items() if len(found) > 1)
+    return "; ".join(f"{name} {' and '.join(map(str, found))}" for name, found in values.items() if len(found) > 1)
 
 
-def _read_sheet(file: Path, columns: dict[str, str]) -> pd.DataFrame:
-    sheet = _read(file)
-    written = sheet[columns["person"]]
-    people = [_person(text, bare=_plain(columns["person"]) == "ixi_id") for text in written]
-    rows = pd.DataFrame(
-        {"file": str(file), "written": written, "participant_id": [person for person, _ in people]}, dtype=object
+def _read_people(file: Path, root: Path) -> pd.DataFrame | None:
+    """Rows of one sheet; None where nobody in it has an IXI number: a sheet of another study."""
+    known = columns(header(file), COLUMNS, file)
+    sheet = read_sheet(file, usecols=list(known.values()))
+    written = sheet[known["person"]]
+    people = [_person(text, bare=plain(known["person"]) == "ixi_id") for text in written.fillna("")]
+    numbered = pd.array([person for person, _ in people], dtype="string")
+    if numbered.isna().all():
+        return None
+    ages, reasons = years(sheet[known["age"]])
+    refuse_months(ages, file)
+    nothing = pd.Series(pd.NA, index=sheet.index, dtype="string")
+    from_name = pd.Series([hospital for _, hospital in people], index=sheet.index, dtype="string")
+    return pd.DataFrame(
+        {
+            "file": str(file),
+            "path": file.relative_to(root).as_posix(),
+            "written": written,
+            "participant_id": numbered,
+            "age": ages,
+            "age_reason": reasons,
+            "sex": sexes(sheet[known["sex"]], file, SEX) if "sex" in known else nothing,
+            "hospital": (sheet[known["hospital"]] if "hospital" in known else nothing).fillna(from_name),
+            "scanner": sheet[known["scanner"]] if "scanner" in known else nothing,
+        }
     )
-    for name in ("age", "sex", "hospital", "scanner"):
-        rows[name] = sheet[columns[name]] if name in columns else None
-        rows[name] = rows[name].where(rows[name] != "", None)
-    rows["sex"] = [SEX.get(str(code).lower(), code) for code in rows["sex"]]
-    from_name = pd.Series([hospital for _, hospital in people], index=rows.index, dtype=object)
-    rows["hospital"] = rows["hospital"].where(rows["hospital"].notna(), from_name)
-    return rows
 
 
 def _person(text: str, *, bare: bool = False) -> tuple[str | None, str | None]:
@@ -141,38 +186,3 @@ def _person(text: str, *, bare: bool = False) -> tuple[str | None, str | None]:
     if bare and re.fullmatch(r"\d{1,3}(\.0)?", text.strip()):
         return f"IXI{int(float(text)):03d}", None
     return None, None
-
-
-def _tables(root: Path) -> list[Path]:
-    return [f for folder in folders(root) for f in sorted(folder.iterdir()) if f.suffix.lower() in (".csv", ".tsv")]
-
-
-def _columns(file: Path) -> dict[str, str]:
-    """Our name -> the column of this file, for those it has."""
-    present = {_plain(name): name for name in reversed(_header(file))}
-    found = {ours: [present[s] for s in spellings if s in present] for ours, spellings in COLUMNS.items()}
-    return {ours: names[0] for ours, names in found.items() if names}
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"\(.*?\)", "", name).strip().lower().replace(" ", "_")
-
-
-def _header(file: Path) -> list[str]:
-    with open(file, encoding="utf-8-sig", errors="replace") as stream:
-        line = stream.readline().rstrip("\r\n")
-    return [name.strip() for name in next(csv.reader([line], delimiter=_separator(line)), [])]
-
-
-def _separator(line: str) -> str:
-    return max(",;\t", key=line.count)
-
-
-def _read(file: Path) -> pd.DataFrame:
-    try:
-        with open(file, encoding="utf-8-sig") as stream:
-            separator = _separator(stream.readline())
-        sheet = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except Exception as error:  # pandas and the decoder each have their own
-        raise DataError(f"{file}: not readable as a table ({' '.join(str(error).split())[:160]})") from error
-    return sheet.rename(columns=str.strip)
