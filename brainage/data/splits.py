@@ -1,67 +1,107 @@
-"""Who may be learnt from and who is only tested: splits of whole people, drawn by hash, and refusals of any leak.
+"""Who may be learnt from and who is only tested: splits of whole people, and refusals of any leak.
 
-A split frame has the columns cohort, participant_id, split, one row a person, and is kept as a TSV file. The split of a
-person is a pure function of (seed, cohort, participant_id), so adding or removing people never moves the others (but
-from one test to the other, where a site of train comes or goes). The price is that shares are approximate: of n people,
-a share f comes out as f plus or minus sqrt(f (1 - f) / n).
+A split frame has the columns cohort, participant_id, split, one row a person, and is kept as a TSV file. Unless it is
+stratified or held out by site, the split of a person is a pure function of (seed, cohort, participant_id), so adding or
+removing people never moves the others (but from one test to the other, where a site of train comes or goes). The price
+is that shares are approximate: of n people, a share f comes out as f plus or minus sqrt(f (1 - f) / n).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from brainage.config import nearest
+from brainage.config import DataConfig, nearest
+from brainage.data.drawing import (
+    STRATIFY,
+    deal_groups,
+    digest,
+    draw_stratified,
+    first_scans,
+    hash_shares,
+    strata,
+)
 from brainage.data.table import PERSON, SPLITS, person_keys, read_tsv, write_tsv
 from brainage.errors import ConfigError, DataError, LeakageError
 
 SPLIT_COLUMNS = [*PERSON, "split"]
+FOLDS_BY = ("person", "site", "cohort")
 
 
 def draw_split(
-    table: pd.DataFrame, *, external_sites: Iterable[str], internal_fraction: float, seed: int
+    table: pd.DataFrame,
+    *,
+    external_sites: Iterable[str],
+    internal_fraction: float,
+    seed: int,
+    external_cohorts: Iterable[str] = (),
+    stratify: Sequence[str] = (),
+    folds: int = 0,
+    fold: int = 0,
+    folds_by: str = "person",
 ) -> pd.DataFrame:
-    """A split frame: people of `external_sites` are test_external, a share of the others test_internal, the rest train.
+    """A split frame: people of `external_sites` or `external_cohorts` are test_external, a share of the others
+    test_internal, the rest train.
 
     Somebody scanned both at an external and at another site is test_external with all scans, so that training sees
     neither that site nor that person. test_internal means sites that train has: who is drawn for it from a site of
-    which nobody is left in train (a site of one or two people) is test_external as well. Raises DataError on a site
-    that the table does not have, and when nobody is left to train on.
+    which nobody is left in train (a site of one or two people) is test_external as well.
+
+    `stratify` (of age, sex, site): the share is kept in every age bin, sex and site as `draw_stratified` says, each
+    person counted once, by the first scan.
+    `folds`: one of k parts, alike in size, that hold everybody once (but who is held out by name). Folds by person:
+    part `fold` is drawn for test_internal in place of a share. By site or cohort: part `fold` is test_external, made of
+    whole ones (`deal_groups`), and `internal_fraction` is drawn from the others.
+
+    Raises ConfigError on keys that contradict each other, DataError on a site or cohort that the table does not have,
+    on more folds than there is to hold out, and when nobody is left to train on.
     """
+    external_sites, external_cohorts, stratify = list(external_sites), list(external_cohorts), list(stratify)
     _refuse_share("data.internal_fraction", internal_fraction)
-    external = list(external_sites)
-    sites = sorted(table["site"].dropna().unique())
-    for site in external:
-        if site not in sites:
-            raise DataError(
-                f"external site {site!r}: no scan of this site in the table{nearest(site, sites)}; "
-                "set data.external_sites to sites of this cohort"
-            )
-    people = table[PERSON].assign(external=table["site"].isin(external)).groupby(PERSON, as_index=False).any()
+    _refuse_stratify(stratify)
+    _refuse_folds(folds, fold, folds_by, [*external_sites, *external_cohorts], internal_fraction)
+    held_out = _named(table, "site", external_sites) | _named(table, "cohort", external_cohorts)
+    people = table[PERSON].assign(external=held_out).groupby(PERSON, as_index=False).any()
+    if folds and folds_by != "person":
+        people["external"] = _fold_of_groups(table, folds_by, folds, seed) == fold
     people["split"] = "train"
-    people.loc[_share(people, "internal", seed) < internal_fraction, "split"] = "test_internal"
+    free = people[~people["external"]]
+    first = first_scans(table)[(~people["external"]).to_numpy()]
+    if folds and folds_by == "person":
+        internal = _in_fold(free, first, stratify, folds, fold, seed)
+    else:
+        internal = _in_share(free, first, stratify, internal_fraction, "internal", seed)
+    people.loc[free.index[internal], "split"] = "test_internal"
     people.loc[people["external"], "split"] = "test_external"
-    trained = people.merge(table[[*PERSON, "site"]], on=PERSON).query("split == 'train'")["site"]
-    elsewhere = table.loc[table["site"].notna() & ~table["site"].isin(trained), PERSON]
-    unseen = pd.MultiIndex.from_frame(people[PERSON]).isin(pd.MultiIndex.from_frame(elsewhere))
-    people.loc[unseen & (people["split"] == "test_internal"), "split"] = "test_external"
+    _move_unseen_sites(people, table)
     if not (people["split"] == "train").any():
         raise DataError(
-            f"split: 0 of {len(people)} people are left for train; name fewer "
-            f"data.external_sites ({', '.join(external)}) or a smaller data.internal_fraction ({internal_fraction})"
+            f"split: 0 of {len(people)} people are left for train; name fewer data.external_sites "
+            f"({', '.join(external_sites)}) or a smaller data.internal_fraction ({internal_fraction})"
         )
     return _checked(people, "drawn split")
 
 
-def carve_val(split: pd.DataFrame, *, fraction: float, seed: int) -> pd.DataFrame:
-    """The same split frame with about `fraction` of its train people, whole, moved to val; the tests stay untouched."""
+def carve_val(
+    split: pd.DataFrame, *, fraction: float, seed: int, table: pd.DataFrame | None = None, stratify: Sequence[str] = ()
+) -> pd.DataFrame:
+    """The same split frame with about `fraction` of its train people, whole, moved to val; the tests stay untouched.
+
+    With `stratify`, the people of `table` are drawn as in `draw_split`; those of the frame that it lacks stay in train.
+    """
     _refuse_share("data.val_fraction", fraction)
+    _refuse_stratify(stratify)
     carved = _checked(split, "split")
-    carved.loc[(carved["split"] == "train") & (_share(carved, "val", seed) < fraction), "split"] = "val"
+    train = carved[carved["split"] == "train"]
+    first = train
+    if stratify:
+        assert table is not None, "stratify needs the ages, sexes and sites of a table"
+        first = train[PERSON].reset_index().merge(first_scans(table), on=PERSON).set_index("index")
+        train = train.loc[first.index]
+    carved.loc[train.index[_in_share(train, first, stratify, fraction, "val", seed)], "split"] = "val"
     return carved
 
 
@@ -98,7 +138,7 @@ def refuse_leakage(table: pd.DataFrame) -> None:
 def split_hash(split: pd.DataFrame) -> str:
     """16 hex digits of who is where; independent of the order of the rows."""
     rows = sorted(_checked(split, "split").itertuples(index=False, name=None))
-    return _digest(rows)
+    return digest(rows)
 
 
 def read_split(path: str | Path) -> pd.DataFrame:
@@ -117,7 +157,7 @@ def seen_people(table: pd.DataFrame, salt: str) -> list[str]:
     They hide ids from a casual reader only: whoever has the checkpoint and a list of ids can test each of them.
     """
     people = table[PERSON].drop_duplicates().itertuples(index=False, name=None)
-    return sorted({_digest([salt, *map(str, person)]) for person in people})
+    return sorted({digest([salt, *map(str, person)]) for person in people})
 
 
 def refuse_seen(table: pd.DataFrame, seen: Iterable[str], salt: str, *, allow: bool, context: str) -> None:
@@ -158,15 +198,97 @@ def _checked(split: pd.DataFrame, source: str) -> pd.DataFrame:
     return frame.drop_duplicates().sort_values(PERSON, ignore_index=True)
 
 
-def _share(people: pd.DataFrame, purpose: str, seed: int) -> pd.Series:
-    """A number in [0, 1) of each person, uniform over people, independent between purposes and seeds."""
-    digests = [_digest([purpose, seed, c, p]) for c, p in people[PERSON].itertuples(index=False, name=None)]
-    return pd.Series([int(digest, 16) / 2**64 for digest in digests], index=people.index, dtype="float64")
+def _named(table: pd.DataFrame, column: str, names: list[str]) -> pd.Series:
+    """Rows of the named sites or cohorts; DataError on a name that is nowhere."""
+    known = sorted(table[column].dropna().unique())
+    for name in names:
+        if name not in known:
+            raise DataError(
+                f"external {column} {name!r}: no scan of this {column} in the table{nearest(name, known)}; "
+                f"set data.external_{column}s to {column}s that are there"
+            )
+    return table[column].isin(names)
 
 
-def _digest(values: Iterable[object]) -> str:
-    text = json.dumps(list(values), ensure_ascii=False)  # quoted, so that no two lists read alike
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+def _move_unseen_sites(people: pd.DataFrame, table: pd.DataFrame) -> None:
+    """test_internal people with a scan at a site that train does not have become test_external."""
+    trained = people.merge(table[[*PERSON, "site"]], on=PERSON).query("split == 'train'")["site"]
+    elsewhere = table.loc[table["site"].notna() & ~table["site"].isin(trained), PERSON]
+    unseen = pd.MultiIndex.from_frame(people[PERSON]).isin(pd.MultiIndex.from_frame(elsewhere))
+    people.loc[unseen & (people["split"] == "test_internal"), "split"] = "test_external"
+
+
+def _in_share(
+    people: pd.DataFrame, first: pd.DataFrame, stratify: Sequence[str], fraction: float, purpose: str, seed: int
+) -> np.ndarray:
+    """bool [people]: who is drawn."""
+    if not stratify:
+        return (hash_shares(people, purpose, seed) < fraction).to_numpy()
+    if fraction == 0 or people.empty:
+        return np.zeros(len(people), dtype=bool)
+    return draw_stratified(people, strata(first, stratify, fraction), fraction, purpose=purpose, seed=seed)
+
+
+def _in_fold(
+    people: pd.DataFrame, first: pd.DataFrame, stratify: Sequence[str], folds: int, fold: int, seed: int
+) -> np.ndarray:
+    """bool [people]: who is in fold `fold`; DataError when nobody is."""
+    if not stratify:
+        found = np.floor(hash_shares(people, "fold", seed) * folds).to_numpy() == fold
+    else:
+        labels, left = strata(first, stratify, 1 / folds), np.arange(len(people))
+        # Each fold takes its share of who is left, which keeps every group of every fold at its share, rounded.
+        for number in range(fold + 1):
+            share, purpose = 1 / (folds - number), f"fold {number}"
+            drawn = draw_stratified(people.iloc[left], labels.iloc[left], share, purpose=purpose, seed=seed)
+            taken, left = left[drawn], left[~drawn]
+        found = np.isin(np.arange(len(people)), taken)
+    if not found.any():
+        raise DataError(
+            f"data.folds={folds}: nobody of {len(people)} people is in fold {fold}; expected fewer folds, or "
+            "data.stratify, which makes them equally large"
+        )
+    return found
+
+
+def _fold_of_groups(table: pd.DataFrame, folds_by: str, folds: int, seed: int) -> pd.Series:
+    dealt, groups = deal_groups(table, folds_by, folds, seed)
+    if groups < folds:
+        raise DataError(
+            f"data.folds={folds} by {folds_by}: found {groups} {folds_by}s (those that share people count as one); "
+            f"expected data.folds={groups} or fewer, or data.folds_by=person"
+        )
+    return dealt["fold"]
+
+
+def _refuse_stratify(stratify: Sequence[str]) -> None:
+    for name in stratify:
+        if name not in STRATIFY:
+            raise ConfigError(f"data.stratify: {name!r} is unknown{nearest(name, list(STRATIFY))}")
+
+
+def _refuse_folds(folds: int, fold: int, folds_by: str, held_out: list[str], internal_fraction: float) -> None:
+    """ConfigError on keys of folds that contradict each other or have no effect."""
+    if folds_by not in FOLDS_BY:
+        raise ConfigError(f"data.folds_by={folds_by}: unknown{nearest(folds_by, list(FOLDS_BY))}")
+    if folds < 0 or folds == 1:
+        raise ConfigError(f"data.folds={folds}: expected 2 or more, or 0 for a single split")
+    if not folds and (fold or folds_by != "person"):
+        raise ConfigError(
+            f"data.fold={fold} data.folds_by={folds_by}: without effect, expected data.folds of 2 or more"
+        )
+    if folds and not 0 <= fold < folds:
+        raise ConfigError(f"data.fold={fold}: expected 0 to {folds - 1}, since data.folds={folds}")
+    if folds and folds_by != "person" and held_out:
+        raise ConfigError(
+            f"data.folds_by={folds_by} beside external {', '.join(held_out)}: both say who is test_external; expected "
+            "no data.external_sites and data.external_cohorts, or data.folds_by=person"
+        )
+    if folds and folds_by == "person" and internal_fraction != DataConfig.internal_fraction:
+        raise ConfigError(
+            f"data.internal_fraction={internal_fraction}: without effect, since each of data.folds={folds} people is "
+            f"test_internal in turn; expected data.internal_fraction={DataConfig.internal_fraction}"
+        )
 
 
 def _refuse_share(key: str, value: float) -> None:
