@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +47,8 @@ def list_files(
 
     `root` is a dataset (raw files, and derivatives/<pipeline>/, nested or not), one pipeline's folder, or any folder
     above sub-* ones. `space`, `desc`, `pipeline`, `prefix` and the values of `entities` (by the short names of file
-    names: acq, rec, res ...) are each None: any; a text: this one; "": must be absent; several texts: one of them.
+    names: acq, rec, res ...) are each None: any; a text: this one, or with * a pattern (MNI152*); "": must be absent;
+    several texts: one of them.
     `pipeline=""` is the raw data only, and then derivatives are not even walked. `datatype` (anat) skips the other
     folders of each session, which is much faster where there is functional data.
 
@@ -156,7 +158,7 @@ def _check_place(row: dict[str, str], place: _Place, top: Path) -> None:
 def _is_wanted(value: str, wanted: Wanted) -> bool:
     if wanted is None:
         return True
-    return value == wanted if isinstance(wanted, str) else value in wanted
+    return any(fnmatchcase(value, pattern) for pattern in ([wanted] if isinstance(wanted, str) else wanted))
 
 
 def _as_table(rows: list[dict[str, str]]) -> pd.DataFrame:

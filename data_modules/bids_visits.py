@@ -1,0 +1,170 @@
+"""Visits with their ages: what the tables of a BIDS dataset say, completed by rules that are written down.
+
+Age at a scan, the first that is there: (1) the visit's own age (sessions.tsv, a wave's column); (2) the age at another
+visit of that person plus the difference of acq_time; (3) participants.tsv's age, for a person of one visit; (4) the
+same as that of the first visit, plus the difference of acq_time, where every visit has one; (5) what
+`data.options.one_age` says. An age that would be a guess is left out, and its visit listed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+import pandas as pd
+
+from brainage.data.table import CODES, NUMBERS
+from data_modules.bids_options import Options
+from data_modules.bids_people import KEYS, Tables
+from data_modules.sheets import numbers
+
+DAYS_A_YEAR = 365.25
+OF_A_PERSON = ("sex", "apoe4", "education_years")  # said once, true of every visit
+NOT_EXTRA = ("age_reason", "acq_time", "person_age", "person_age_reason", "reason", "source")  # only on the way
+
+
+def complete_visits(tables: Tables, options: Options, imaged: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row a visit, with age_years, visit_years and `reason` (why it cannot be used, NA where it can).
+
+    `imaged` (participant_id as in the tables, session_id, acq_time) are the sessions of which there are images: they
+    are the visits of those whom the tables give none. Without it such a person has one visit, without a name.
+    """
+    visits, sexes = _with_people(tables, imaged)
+    person = visits.groupby("participant_id", sort=False)
+    for name in OF_A_PERSON:
+        if name in visits:
+            visits[name] = visits[name].fillna(person[name].transform("first"))
+    reasons = visits["reason"].fillna(_contradictions(visits, sexes, options.same_age_years))
+    visits["age_years"], missing, repeated = _complete_ages(visits, options.one_age)
+    visits["visit_years"] = _visit_years(visits).mask(repeated)
+    visits["reason"] = reasons.fillna(missing.where(visits["age_years"].isna()))
+    for name in visits.columns.difference([*KEYS, *NOT_EXTRA, *NUMBERS, *CODES, "site", "diagnosis_detail"]):
+        value = numbers(visits[name])
+        if value.notna().sum() == visits[name].notna().sum() > 0:
+            visits[name] = value
+    return visits
+
+
+def match_labels(found: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """How labels of file names are written in a table: as they are, else in other letter case, else without zeros.
+
+    Only where exactly one on each side is meant; labels that cannot be matched are left out.
+
+    >>> match_labels(["01", "A2", "a3", "A3"], ["1", "a2", "A3"])
+    {'A3': 'A3', 'A2': 'a2', '01': '1'}
+    """
+    free, missing = set(known), set(found)
+    matches: dict[str, str] = {}
+    alike: tuple[Callable[[str], str], ...] = (str, str.casefold, lambda label: label.casefold().lstrip("0"))
+    for plain in alike:
+        theirs, ours = _by(plain, free), _by(plain, missing)
+        pairs = {ours[key][0]: theirs[key][0] for key in ours if len(ours[key]) == len(theirs.get(key, ())) == 1}
+        matches |= dict(sorted(pairs.items()))
+        free, missing = free - set(pairs.values()), missing - set(pairs)
+    return matches
+
+
+def natural(label: str) -> list[tuple[int, str]]:
+    """Sorts labels as people count: wave2 before wave10.
+
+    >>> sorted(["wave10", "wave2"], key=natural)
+    ['wave2', 'wave10']
+    """
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", label)]
+
+
+def _by(plain: Callable[[str], str], labels: set[str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(plain(label), []).append(label)
+    return groups
+
+
+def _with_people(tables: Tables, imaged: pd.DataFrame | None) -> tuple[pd.DataFrame, pd.Series]:
+    """Visits, named or not, with what is said of their people filled in; and of each visit the sexes that are said."""
+    known = set(tables.people["participant_id"])
+    named = tables.visits.copy()
+    labels = match_labels(set(named["participant_id"]), known)
+    named["participant_id"] = named["participant_id"].map(lambda label: labels.get(label, label)).astype("string")
+    rows = tables.people.drop(columns=["session_id", "acq_time", "visit_years"])
+    rows = rows.rename(columns={"age_years": "person_age", "age_reason": "person_age_reason"})
+    visits = pd.concat([named, _unnamed(tables.people, named, imaged)], ignore_index=True)
+    visits = visits.merge(rows, on="participant_id", how="left", suffixes=("", "_of_person"))
+    sexes = visits["sex"].fillna("") + visits["sex_of_person"].fillna("")
+    for name in [name for name in visits if name.endswith("_of_person")]:
+        ours = name.removesuffix("_of_person")
+        visits[ours] = visits[ours].fillna(visits[name])
+        visits = visits.drop(columns=name)
+    return visits, sexes
+
+
+def _unnamed(people: pd.DataFrame, named: pd.DataFrame, imaged: pd.DataFrame | None) -> pd.DataFrame:
+    """Visits of the people to whom no table gives one."""
+    alone = people.loc[~people["participant_id"].isin(named["participant_id"]), ["participant_id", "acq_time"]]
+    rows = alone.assign(session_id="")
+    if imaged is not None:
+        seen = imaged[imaged["participant_id"].isin(alone["participant_id"])]
+        rows = pd.concat([seen, rows[~rows["participant_id"].isin(seen["participant_id"])]], ignore_index=True)
+    empty = named.iloc[:0].reindex(columns=named.columns.difference(rows.columns))
+    return pd.concat([rows, empty.reindex(rows.index)], axis=1)[list(named.columns)]
+
+
+def _contradictions(visits: pd.DataFrame, sexes: pd.Series, same_age_years: float) -> pd.Series:
+    """Why what is said of a person cannot all be true; NA where it can."""
+    reasons = pd.Series(pd.NA, index=visits.index, dtype="string")
+    person = visits.groupby("participant_id", sort=False)
+    said = sexes.groupby(visits["participant_id"]).transform("sum")
+    reasons[said.str.contains("F") & said.str.contains("M")] = "the tables say both sexes of this person"
+    ages = visits["age_years"]
+    youngest, oldest = person["age_years"].transform("min"), person["age_years"].transform("max")
+    written = visits["person_age"]
+    off = (written < youngest - same_age_years) | (written > oldest + same_age_years)
+    reasons[off] = (
+        "age " + written.map("{:g}".format) + " in the table of people, " + youngest.map("{:g}".format) + " to "
+        + oldest.map("{:g}".format) + " in its sessions (data.options.same_age_years)"
+    )  # fmt: skip
+    time = visits["acq_time"].where(ages.notna())
+    elapsed = _years_between(time, time.groupby(visits["participant_id"]).transform("min"))
+    first = ages.where(elapsed == 0).groupby(visits["participant_id"]).transform("first")
+    apart = ((ages - first - elapsed).abs() > same_age_years + 1).groupby(visits["participant_id"]).transform("any")
+    return reasons.mask(apart & reasons.isna(), "ages and acq_time of this person's sessions disagree")
+
+
+def _complete_ages(visits: pd.DataFrame, one_age: str) -> tuple[pd.Series, pd.Series, pd.Series]:
+    """Ages by the rules of this module, why one is missing, and where an age only repeats that of another session."""
+    people = visits["participant_id"]
+    age, time, of_person = visits["age_years"], visits["acq_time"], visits["person_age"]
+    anchors = visits[age.notna() & time.notna()].sort_values("acq_time").drop_duplicates("participant_id")
+    anchors = anchors.set_index("participant_id").reindex(people).set_axis(visits.index)  # of each visit's person
+    unsaid = ~age.notna().groupby(people).transform("any")
+    timed = time.notna().groupby(people).transform("all")
+    visit_count = people.groupby(people).transform("size")
+    first_time = anchors["acq_time"].fillna(time.groupby(people).transform("min").where(unsaid & timed))
+    first_age = anchors["age_years"].fillna(of_person.where(unsaid & timed))
+    age = age.fillna(first_age + _years_between(time, first_time)).fillna(of_person.where(unsaid & (visit_count == 1)))
+    unclear = age.isna() & unsaid & of_person.notna()
+    missing = visits["age_reason"].fillna(visits["person_age_reason"].where(unsaid)).fillna("no age of this session")
+    missing[unclear] = (
+        "one age but " + visit_count.astype("string") + " sessions without acq_time: whose age is it? "
+        "(data.options.one_age)"
+    )
+    chosen = unclear if one_age == "all" else unclear & _is_first(visits) & (one_age == "first")
+    return age.fillna(of_person.where(chosen)), missing, chosen & (one_age == "all")
+
+
+def _is_first(visits: pd.DataFrame) -> pd.Series:
+    order = sorted(visits.index, key=lambda row: natural(visits.at[row, "session_id"]))
+    return ~visits.loc[order].duplicated("participant_id").reindex(visits.index)
+
+
+def _visit_years(visits: pd.DataFrame) -> pd.Series:
+    """Years since a person's first visit: as written, else by acq_time where every visit has one, else by age."""
+    people, age, time = visits["participant_id"], visits["age_years"], visits["acq_time"]
+    by_age = age - age.groupby(people).transform("min")
+    by_time = _years_between(time, time.groupby(people).transform("min"))
+    timed = time.notna().groupby(people).transform("all")
+    return visits["visit_years"].fillna(by_time.where(timed, by_age))
+
+
+def _years_between(time: pd.Series, first: pd.Series) -> pd.Series:
+    return ((time - first).dt.total_seconds() / (24 * 3600 * DAYS_A_YEAR)).astype("float64")
