@@ -12,9 +12,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from brainage.data.array_store import ArrayStore
+from brainage.data.masking import stored_shape, unmask
 from brainage.data.table import person_keys, sample_numbers
 
 Batch = dict[str, Any]
+_BLOCK_BYTES = 2**28
 
 
 class ScanBatches(Dataset):
@@ -24,9 +26,7 @@ class ScanBatches(Dataset):
     before the ring comes round (Lightning holds two at most).
     """
 
-    def __init__(
-        self, source: ArrayStore | np.ndarray | None, table: pd.DataFrame, rows: np.ndarray, *, reuse: int = 0
-    ) -> None:
+    def __init__(self, source: ArrayStore | None, table: pd.DataFrame, rows: np.ndarray, *, reuse: int = 0) -> None:
         self.source = source  # a store travels to worker processes as its path; None: samples live on the device
         self.rows = rows
         self.age_years = table["age_years"].to_numpy(np.float32)
@@ -55,19 +55,15 @@ class ScanBatches(Dataset):
         return batch
 
     def _copy(self, index: np.ndarray) -> torch.Tensor:
-        if isinstance(self.source, ArrayStore):
-            out = self._buffer((len(index), *self.source.contract.shape), self.source.contract.dtype)
-            self.source.read(index, out=out.numpy())
-            return out
         assert self.source is not None
-        out = self._buffer((len(index), *self.source.shape[1:]), self.source.dtype)
-        rows = out.numpy()
-        for place, row in enumerate(index):
-            rows[place] = self.source[row]
+        contract = self.source.contract
+        out = self._buffer((len(index), *stored_shape(contract)), contract.dtype)
+        read = self.source.read_stored if contract.mask else self.source.read
+        read(index, out=out.numpy())
         return out
 
     def _buffer(self, shape: tuple[int, ...], dtype: np.dtype) -> torch.Tensor:
-        kind = torch.float16 if dtype == np.float16 else torch.float32
+        kind = _kind(dtype)
         if not self.reuse:
             return torch.empty(shape, dtype=kind)
         place, self._turn = self._turn, (self._turn + 1) % self.reuse
@@ -76,6 +72,42 @@ class ScanBatches(Dataset):
         elif self._ring[place].shape != shape:
             self._ring[place] = torch.empty(shape, dtype=kind)
         return self._ring[place]
+
+
+class DeviceSide:
+    """What is done to a batch where it is used: samples that live there are picked, in-mask rows become volumes."""
+
+    def __init__(self, store: ArrayStore) -> None:
+        self.store = store
+        self._rows: torch.Tensor | None = None  # of the whole store, with `resident: device`
+        self._index: torch.Tensor | None = None  # of the voxels in the mask
+
+    def __call__(self, batch: Batch) -> Batch:
+        device = batch["index"].device
+        if "sample" not in batch:
+            if self._rows is None or self._rows.device != device:
+                self._rows = rows_on(device, self.store)
+            batch["sample"] = self._rows[batch["index"]]
+        if self.store.mask is not None:
+            if self._index is None or self._index.device != device:
+                self._index = torch.from_numpy(self.store.mask.index).to(device)
+            batch["sample"] = unmask(batch["sample"], self._index, self.store.contract.shape)
+        return batch
+
+
+def rows_on(device: torch.device, store: ArrayStore) -> torch.Tensor:
+    """All rows of a store as stored; the host never holds more than a block of them beside the file cache."""
+    rows = torch.empty((len(store), *stored_shape(store.contract)), dtype=_kind(store.contract.dtype), device=device)
+    size = max(1, _BLOCK_BYTES // max(1, store.nbytes // len(store)))
+    read = store.read_stored if store.contract.mask else store.read
+    for start in range(0, len(store), size):
+        places = range(start, min(start + size, len(store)))
+        rows[start : places.stop] = torch.from_numpy(read(places)).to(device)
+    return rows
+
+
+def _kind(dtype: np.dtype) -> torch.dtype:
+    return torch.float16 if dtype == np.float16 else torch.float32
 
 
 class TimedLoader(DataLoader):

@@ -22,7 +22,7 @@ from brainage.data.table import SPLITS, CohortTable, person_keys, person_numbers
 from brainage.errors import ConfigError
 from brainage.imaging.contract import InputContract
 from data_modules import COHORTS
-from data_modules.batches import Batch, ScanBatches, TimedLoader
+from data_modules.batches import Batch, DeviceSide, ScanBatches, TimedLoader
 from data_modules.reader import CohortReader
 
 
@@ -55,8 +55,7 @@ class CohortDataModule(L.LightningDataModule):
         self.split_hash = split_hash(self.split)
         self._store: ArrayStore | None = None
         self._table: pd.DataFrame | None = None
-        self._in_memory: np.ndarray | None = None
-        self._on_device: torch.Tensor | None = None
+        self._device_side: DeviceSide | None = None
         self._loader: TimedLoader | None = None
 
     @property
@@ -187,20 +186,17 @@ class CohortDataModule(L.LightningDataModule):
         return self._loader.waited_s if self._loader else 0.0
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """With `resident: device` the samples are picked where they live."""
-        if "sample" not in batch:
-            device = batch["index"].device
-            if self._on_device is None or self._on_device.device != device:
-                self._on_device = torch.from_numpy(np.array(self.store.arrays)).to(device)
-            batch["sample"] = self._on_device[batch["index"]]
-        return batch
+        """With `resident: device` the samples are picked where they live; in-mask rows become volumes there."""
+        if self._device_side is None or self._device_side.store is not self.store:
+            self._device_side = DeviceSide(self.store)
+        return self._device_side(batch)
 
-    def _source(self) -> ArrayStore | np.ndarray | None:
+    def _source(self) -> ArrayStore | None:
         if self.config.resident == "device":
             return None
-        if self.config.resident == "host" and self._in_memory is None:
-            self._in_memory = np.array(self.store.arrays)
-        return self.store if self._in_memory is None else self._in_memory
+        if self.config.resident == "host":
+            self.store.preload()  # into the one file cache that all ranks and workers of the node share
+        return self.store
 
     def _dataset(self, rows: np.ndarray) -> ScanBatches:
         reuse = 0 if self.config.workers or torch.cuda.is_available() else 3

@@ -17,7 +17,8 @@ from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,26 +26,32 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from brainage.data.files import write_atomically
+from brainage.data.masking import Mask
 from brainage.errors import BrainageError, DataError, StoreError
 
 Read = Callable[[str], np.ndarray]
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """Where row i of `path`, a .npy file of n samples in C order, lies."""
 
     path: Path
     n: int
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of a stored row
     dtype: np.dtype
+    mask: Mask | None = None  # of each sample, rows hold the values inside
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return self.mask.shape if self.mask else self.shape
 
     @property
     def row_bytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
 
-    @property
+    @cached_property
     def header(self) -> bytes:
         """The .npy header; numpy pads it so that its length does not depend on n."""
         buffer = io.BytesIO()
@@ -67,6 +74,21 @@ class Row(NamedTuple):
     place: int
     digest: str
     damage: str
+    outside: float = 0.0  # share of the sample's intensity that the mask takes away
+
+    @property
+    def line(self) -> str:
+        """Of the journal."""
+        return f"{self.place}\t{self.digest}\t{self.outside!r}\t{self.damage}\n"
+
+    @classmethod
+    def of_line(cls, line: str) -> Row | None:
+        """None of a line that is no row: a power cut leaves blocks of zeros."""
+        try:
+            place, digest, outside, damage = line.rstrip("\n").split("\t")
+            return cls(int(place), digest, damage, float(outside))
+        except ValueError:
+            return None
 
 
 def digest_of(data: Any) -> str:
@@ -104,7 +126,7 @@ def fill(
         if on_progress:
             on_progress(len(rows), layout.n)
         for row in filled:
-            lines.write(f"{row.place}\t{row.digest}\t{row.damage}\n")
+            lines.write(row.line)
             lines.flush()
             rows[row.place] = row
             if on_progress:
@@ -132,12 +154,12 @@ def compact(layout: Layout, kept: list[int]) -> Layout:
 
     Killed half-way it leaves rows whose bytes do not match their digest: `fill` reads those again.
     """
-    compacted = Layout(layout.path, len(kept), layout.shape, layout.dtype)
+    compacted = replace(layout, n=len(kept))
     with open(layout.path, "r+b") as file:
         for target, source in enumerate(kept):
             if target != source:
                 data = os.pread(file.fileno(), layout.row_bytes, layout.offset(source))
-                _write(file.fileno(), memoryview(data), layout.offset(target))
+                write_at(file.fileno(), memoryview(data), layout.offset(target))
         file.write(compacted.header)
         file.flush()
         os.ftruncate(file.fileno(), compacted.nbytes)
@@ -154,11 +176,10 @@ def _recall(layout: Layout, journal: Path) -> dict[int, Row]:
     os.truncate(journal, len(whole))
     rows = {}
     with open(layout.path, "rb") as file:
-        for line in whole.decode(errors="replace").splitlines():
-            place, *rest = line.split("\t")
-            if not place.isdigit() or len(rest) != 2:
-                continue  # a power cut leaves blocks of zeros
-            row = Row(int(place), *rest)
+        for line in whole.decode(errors="replace").split("\n"):
+            row = Row.of_line(line)
+            if row is None or not 0 <= row.place < layout.n:
+                continue
             data = b"" if row.damage else os.pread(file.fileno(), layout.row_bytes, layout.offset(row.place))
             if row.damage or digest_of(data) == row.digest:
                 rows[row.place] = row
@@ -234,7 +255,7 @@ def _fill_row_of_worker(index: int, locator: str) -> Row:
 
 def _fill_row(layout: Layout, fileno: int | None, read: Read, index: int, locator: str) -> Row:
     try:
-        sample = _as_stored(read(locator), layout)
+        sample, outside = _as_stored(read(locator), layout)
     except MemoryError:  # of this machine, not of this scan
         raise
     except Exception as error:
@@ -243,15 +264,19 @@ def _fill_row(layout: Layout, fileno: int | None, read: Read, index: int, locato
         return Row(index, "", words[:500] or type(error).__name__)
     data = sample.reshape(-1).view(np.uint8).data
     if fileno is not None:
-        _write(fileno, data, layout.offset(index))
-    return Row(index, digest_of(data), "")
+        write_at(fileno, data, layout.offset(index))
+    return Row(index, digest_of(data), "", outside)
 
 
-def _as_stored(sample: Any, layout: Layout) -> np.ndarray:
-    """The sample in the stored type; DataError unless its shape fits and every value is finite there."""
+def _as_stored(sample: Any, layout: Layout) -> tuple[np.ndarray, float]:
+    """The row of a sample in the stored type, and the share of its intensity that a mask takes away.
+
+    DataError unless the shape fits and every value of the sample is finite there: with a mask or without, a cohort
+    keeps the same scans.
+    """
     array = np.asarray(sample)
-    if array.shape != layout.shape:
-        raise DataError(f"sample has shape {array.shape}, expected {layout.shape}")
+    if array.shape != layout.sample_shape:
+        raise DataError(f"sample has shape {array.shape}, expected {layout.sample_shape}")
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(array, dtype=layout.dtype)
     if not np.isfinite(stored).all():
@@ -262,10 +287,12 @@ def _as_stored(sample: Any, layout: Layout) -> np.ndarray:
         raise DataError(
             f"largest value {largest:g} does not fit {layout.dtype} (at most {np.finfo(layout.dtype).max:g})"
         )
-    return stored
+    if layout.mask is None:
+        return stored, 0.0
+    return layout.mask.take(stored), layout.mask.share_outside(array)
 
 
-def _write(fileno: int, data: memoryview, offset: int) -> None:
+def write_at(fileno: int, data: memoryview, offset: int) -> None:
     while len(data):
         written = os.pwrite(fileno, data, offset)
         data, offset = data[written:], offset + written

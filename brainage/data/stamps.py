@@ -51,6 +51,15 @@ class Sources:
         return [row for row, (path, stamp) in enumerate(wanted) if before.get(path) != stamp]
 
 
+def join_stamps(folders: Iterable[Path], out: Path) -> None:
+    """`stamps.tsv` of a merged store, as its parts took them; none where a part has none."""
+    files = [folder / STAMPS for folder in folders]
+    if all(file.is_file() for file in files):
+        write_tsv(pd.concat([read_tsv(file) for file in files], ignore_index=True), out / STAMPS)
+    else:
+        (out / STAMPS).unlink(missing_ok=True)
+
+
 def refuse_replaced(
     table: pd.DataFrame, store: ArrayStore, rows: Iterable[Row], total: int, on_progress: Progress | None
 ) -> None:

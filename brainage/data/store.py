@@ -1,51 +1,54 @@
 """The array store: every sample of a cohort decoded once, in one file that all processes of a node share.
 
-A store is a folder of files: `arrays.npy` [n, *sample shape] (volumes fp16, vectors fp32), `table.parquet` (same
-order, plus a `digest` of each row's bytes), `dropped.tsv` (every scan left out, with its reason) and `contract.json`
-(what the samples are, what the store was built from); `stamps.tsv` tells whether the files behind the scans are still
-those files. It is built beside its place, in `<store>.building`, and renamed when it is whole; it holds no time of its
-own, so that two builds from the same files are equal to the byte.
+A store is a folder of files: `arrays.npy` [n, *sample shape] (volumes fp16, vectors fp32), or [n, K] of the K voxels
+in a mask, `mask.npy`; `table.parquet` (same order, plus a `digest` of each row's bytes), `dropped.tsv` (every scan left
+out, with its reason) and `contract.json` (what the samples are, what the store was built from); `stamps.tsv` tells
+whether the files behind the scans are still those files. It is built beside its place, in `<store>.building`, or by
+several jobs in `<store>.shards`, and renamed when it is whole; it holds no time of its own, so that two builds from the
+same files are equal to the byte, however often they were interrupted and in however many shards.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from brainage.data import shards
 from brainage.data.array_store import (
     ARRAYS,
     CONTRACT,
     DROPPED,
-    SCHEMA,
+    MASK,
     TABLE,
     ArrayStore,
     checksum_of,
     estimate_bytes,
     layout_of,
 )
-from brainage.data.filling import Layout, Progress, Read, allocate, compact, digest_of, fill, forget, reread
-from brainage.data.stamps import STAMPS, Sources, Stamp, refuse_replaced
-from brainage.data.table import finish_dropped, scan_keys, validate, write_table, write_tsv
+from brainage.data.claim import only_process
+from brainage.data.filling import Progress, Read, Row, allocate, compact, fill, forget, reread
+from brainage.data.masking import Mask
+from brainage.data.order import Order, differences, refuse_differences, refuse_small_disk, store_identity
+from brainage.data.stamps import STAMPS, Sources, Stamp, join_stamps, refuse_replaced
+from brainage.data.table import scan_keys, validate, write_table, write_tsv
 from brainage.errors import StoreError
 from brainage.imaging.contract import InputContract
-from brainage.runtime.files import write_json_atomic
+from brainage.runtime.files import write_atomically, write_json_atomic
 
-__all__ = ["ArrayStore", "estimate_bytes", "prepare_store"]
+__all__ = ["ArrayStore", "estimate_bytes", "prepare_store", "store_identity"]
 
 _IDENTITY, _JOURNAL = "building.json", "journal.tsv"
-_SLACK_BYTES = 2**20  # for the files beside the arrays
+_OF_THE_STORE = ["digest", "outside_mask"]  # columns that a store adds to its table
+_MOST_OUTSIDE = 0.01  # share of the intensity that a mask may take away without a warning
 _log = logging.getLogger(__name__)
 
 
@@ -59,6 +62,8 @@ def prepare_store(
     dropped: pd.DataFrame | None = None,
     on_progress: Progress | None = None,
     stamp: Stamp | None = None,
+    mask: Mask | None = None,
+    shard: tuple[int, int] | None = None,
 ) -> ArrayStore:
     """Build the store of a finished table at `out`, go on building it, or open it.
 
@@ -71,22 +76,40 @@ def prepare_store(
     again. Scans of another stamp than before are read again: when all are what they were (files copied or touched), the
     new stamps are kept; a store is not used beside files that hold something else.
 
+    `mask` (see `brainage.data.masking.load_mask`) keeps the voxels inside it only; the store's contract names it, and a
+    warning says how much lies outside when that is over 1 % of the summed intensity on average.
+
+    `shard=(i, n)`, i from 1, prepares block i of n only, in any order and on any nodes at once, see
+    `brainage.data.shards`; `on_progress` counts that block. It returns the store of that part (its `shard` is (i, n)),
+    or the whole store once that is there. A call without `shard` merges the parts when all are done.
+
     Raises StoreError when `out` or its unfinished build is of something else, a file was replaced or mended since,
-    another process is at it, the disk is too small or runs full (what is done is kept: run again), or when not one scan
-    can be read.
+    another process is at it, the disk is too small or runs full (what is done is kept: run again), when not one scan
+    can be read, or when shards are missing (it lists them).
     """
-    table = table.drop(columns="digest", errors="ignore").reset_index(drop=True)
-    order = _Order(Path(out), table, contract, dropped, read, workers, on_progress, Sources(table, stamp))
+    table = table.drop(columns=_OF_THE_STORE, errors="ignore").reset_index(drop=True)
+    if mask is not None:
+        contract = mask.contract(contract)
+    elif contract.mask:
+        raise StoreError(f"store {out}: its contract has the mask {contract.mask['name']}; expected its voxels as well")
+    sources = Sources(table, stamp)
+    order = Order(Path(out), table, contract, dropped, read, workers, on_progress, sources, mask)
     validate(order.table, f"table for store {out}")
+    return _prepare(order if shard is None else _shard_of(order, shard))
+
+
+def _prepare(order: Order) -> ArrayStore:
+    out = order.out
     if order.is_there and (store := _reuse(order, refresh=False)):
         return store  # without the lock: several ranks may open one store at once
     try:
         order.out.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(order.out):
+        with only_process(order.out):
             if not order.is_there:  # else it is to be refreshed, or was finished by somebody a moment ago
-                _enter(order)
                 if not (order.building / CONTRACT).is_file():  # written last: with it, only the move is left to do
-                    _fill_folder(order)
+                    _build(order)
+                else:
+                    _enter(order)
                 _move_in(order)
             store = _reuse(order, refresh=True)
             assert store is not None
@@ -94,70 +117,72 @@ def prepare_store(
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StoreError(
-                f"store {out}: no space left ({error}); {_need(order.layout)}; "
+                f"store {out}: no space left ({error}); {order.need}; "
                 f"free some and run again (what is done is kept), or name another disk with data.store=DIR"
             ) from error
         raise StoreError(f"store {out}: {error}; mend this and run again (what is done is kept)") from error
 
 
-@dataclass(frozen=True)
-class _Order:
-    """What is asked for, and where."""
-
-    out: Path
-    table: pd.DataFrame
-    contract: InputContract
-    dropped: pd.DataFrame | None
-    read: Read
-    workers: int
-    on_progress: Progress | None
-    sources: Sources
-
-    @property
-    def building(self) -> Path:
-        return self.out.with_name(self.out.name + ".building")
-
-    @property
-    def layout(self) -> Layout:
-        return layout_of(self.building, len(self.table), self.contract)
-
-    @property
-    def locators(self) -> list[str]:
-        return self.table["path"].tolist()
-
-    @property
-    def is_there(self) -> bool:
-        """An empty folder counts as nothing."""
-        return self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir()))
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """What a store is of: the part of contract.json that is known before anything is read."""
-        scans = [scan_keys(self.table).tolist(), self.locators, str(self.contract.dtype), SCHEMA]
-        return {
-            "schema": SCHEMA,
-            "contract": self.contract.to_dict(),
-            "scans": len(self.table),  # asked for: with the damaged ones
-            "fingerprint": digest_of(json.dumps(scans).encode()),
-        }
-
-    def all_dropped(self, damaged: dict[str, str]) -> pd.DataFrame:
-        reasons = "damaged: " + scan_keys(self.table).map(damaged).astype("string")
-        rows = self.table.assign(reason=reasons)[reasons.notna()]
-        return finish_dropped(rows) if self.dropped is None else finish_dropped(rows, self.dropped)
+def _shard_of(order: Order, shard: tuple[int, int]) -> Order:
+    """The order of one shard that is to be prepared now; the whole one when that store is there already."""
+    block = shards.block_of(shard, len(order.table))
+    if order.is_there:
+        return order
+    part = _part(order, shard, block)
+    if not part.is_there and order.building.exists():
+        raise StoreError(
+            f"store {order.out}: {order.building} is an unfinished build or merge; end it without --shard, "
+            f"or delete that folder"
+        )
+    shards.refuse_other_division(order.out, shard[1])
+    return part
 
 
-def _fill_folder(order: _Order) -> None:
-    """Write the files of the store, contract.json last."""
-    _refuse_small_disk(order)
+def _part(order: Order, shard: tuple[int, int], block: slice) -> Order:
+    table = order.table.iloc[block].reset_index(drop=True)
+    sources = Sources(table, order.sources.stamp)
+    out = shards.part_path(order.out, shard)
+    return replace(order, out=out, table=table, dropped=None, sources=sources, shard=shard, whole=order)
+
+
+def _build(order: Order) -> None:
+    """Fill the folder to build in: from the source files, or from the shards that were begun."""
+    state = shards.shard_state(order.out)
+    parts = []
+    if state:
+        shards.refuse_missing(order.out, state)
+        parts = [_open_part(order, (i, state.n)) for i in state.done]
+    _enter(order)
+    refuse_small_disk(order)
     allocate(order.layout)
-    rows = fill(order.layout, order.read, order.locators, order.building / _JOURNAL, order.workers, order.on_progress)
+    if parts:
+        rows = shards.merge_parts(parts, scan_keys(order.table).tolist(), order.layout, order.on_progress)
+        join_stamps([part.path for part in parts], order.building)
+        kept = list(range(sum(len(part) for part in parts)))  # already together
+    else:
+        journal = order.building / _JOURNAL
+        rows = fill(order.layout, order.read, order.locators, journal, order.workers, order.on_progress)
+        kept = [row.place for row in rows if not row.damage]
+    compact(order.layout, kept)
+    _describe(order, rows)
+
+
+def _open_part(order: Order, shard: tuple[int, int]) -> ArrayStore:
+    part = _part(order, shard, shards.block_of(shard, len(order.table)))
+    store = ArrayStore.open(part.out)
+    refuse_differences(part, store)
+    return store
+
+
+def _describe(order: Order, rows: list[Row]) -> None:
+    """Write the files beside the arrays, contract.json last."""
     kept = [row.place for row in rows if not row.damage]
     keys = scan_keys(order.table)
     if not kept:
         shutil.rmtree(order.building)  # most often a folder that was not mounted: nothing worth going on with
+        hint = "" if order.shard is None else "; where all are really damaged, divide into fewer shards"
         raise StoreError(
-            f"store {order.out}: none of {len(rows)} scans could be read; first {keys[0]}: {rows[0].damage}"
+            f"store {order.out}: none of {len(rows)} scans could be read; first {keys[0]}: {rows[0].damage}{hint}"
         )
     damaged = {keys[row.place]: row.damage for row in rows if row.damage}
     if damaged:
@@ -165,22 +190,42 @@ def _fill_folder(order: _Order) -> None:
             "store %s: %d of %d scans are damaged, see its %s; after mending their files delete the store and prepare "
             "it again", order.out, len(damaged), len(rows), DROPPED
         )  # fmt: skip
-    compact(order.layout, kept)
     table = order.table.iloc[kept].reset_index(drop=True)
     table["digest"] = pd.array([rows[place].digest for place in kept], dtype="string")
+    if order.mask:
+        table["outside_mask"] = np.array([rows[place].outside for place in kept])
+        _warn_of_what_is_lost(order, table)
+        inside = order.mask.inside
+        write_atomically(order.building / MASK, lambda temporary: _save(temporary, inside))
     write_table(table, order.building / TABLE)
     write_tsv(order.all_dropped(damaged), order.building / DROPPED)
     write_json_atomic(order.building / CONTRACT, {**order.identity, "damaged": damaged, "checksum": checksum_of(table)})
 
 
-def _enter(order: _Order) -> None:
+def _warn_of_what_is_lost(order: Order, table: pd.DataFrame) -> None:
+    lost = table["outside_mask"]
+    if order.mask and lost.mean() > _MOST_OUTSIDE:
+        _log.warning(
+            "store %s: on average %.1f %% of a scan's summed intensity lies outside the mask %s > %g (%d of %d voxels) "
+            "and is 0 from now on; most of %s: %.1f %%", order.out, 100 * lost.mean(), order.mask.name,
+            order.mask.threshold, order.mask.voxels, order.mask.inside.size, scan_keys(table)[lost.idxmax()],
+            100 * lost.max(),
+        )  # fmt: skip
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with open(path, "wb") as file:
+        np.save(file, array)
+
+
+def _enter(order: Order) -> None:
     """Make the folder to build in, unless it holds an unfinished build of the same store.
 
     An unfinished build of something else is refused, never deleted, since it may hold hours of work.
     """
     for name in (CONTRACT, _IDENTITY):
         if (order.building / name).is_file():
-            differs = _differences(json.loads((order.building / name).read_text(encoding="utf-8")), order.identity)
+            differs = differences(json.loads((order.building / name).read_text(encoding="utf-8")), order.identity)
             if not differs:
                 _read_replaced_again(order)
                 return
@@ -196,7 +241,7 @@ def _enter(order: _Order) -> None:
     write_json_atomic(order.building / _IDENTITY, order.identity)
 
 
-def _read_replaced_again(order: _Order) -> None:
+def _read_replaced_again(order: Order) -> None:
     """Take out of an unfinished build what was read from files that were replaced since."""
     if not (order.building / CONTRACT).is_file():  # else its table is written: `_reuse` will compare
         forget(order.building / _JOURNAL, order.sources.changed(order.building))
@@ -208,27 +253,26 @@ def _has_samples(building: Path) -> bool:
     return (building / CONTRACT).is_file() or (journal.is_file() and journal.stat().st_size > 0)
 
 
-def _move_in(order: _Order) -> None:
+def _move_in(order: Order) -> None:
     for path in order.building.iterdir():  # the journal, and what a killed process left half-written
-        if path.name not in (ARRAYS, TABLE, DROPPED, CONTRACT, STAMPS):
+        if path.name not in (ARRAYS, TABLE, DROPPED, CONTRACT, STAMPS, MASK):
             path.unlink()
     _flush_folder(order.building)
+    if order.whole is None:
+        shards.remove_parts(order.out)  # before the move: a store never has left-over shards beside it
     os.rename(order.building, order.out)
     _flush_folder(order.out.parent)
 
 
-def _reuse(order: _Order, *, refresh: bool) -> ArrayStore | None:
+def _reuse(order: Order, *, refresh: bool) -> ArrayStore | None:
     """The store that is there, with this table; None when its files need a refresh that was not asked for."""
     store = ArrayStore.open(order.out)
-    differs = _differences(store.record, order.identity)
-    if differs:
-        raise StoreError(
-            f"store {order.out} is of something else: {differs}; "
-            f"name another folder with data.store=DIR, or delete this one"
-        )
+    refuse_differences(order, store)
     damaged = store.record["damaged"]
     table = order.table[~scan_keys(order.table).isin(damaged)].reset_index(drop=True)
-    table["digest"] = store.table["digest"]
+    for name in _OF_THE_STORE:
+        if name in store.table:
+            table[name] = store.table[name]
     dropped = store.dropped if order.dropped is None else order.all_dropped(damaged)
     changed = order.sources.changed(order.out)
     if not changed and table.equals(store.table) and dropped.equals(store.dropped):
@@ -236,7 +280,7 @@ def _reuse(order: _Order, *, refresh: bool) -> ArrayStore | None:
     if not refresh:
         return None
     if changed:
-        layout = layout_of(order.out, len(order.table), order.contract)
+        layout = layout_of(order.out, len(order.table), order.contract, order.mask)
         with closing(reread(layout, order.read, order.locators, changed, order.workers)) as rows:
             refuse_replaced(order.table, store, rows, len(changed), order.on_progress)
         _log.info("store %s: %d scans have newer files of the same values", order.out, len(changed))
@@ -244,52 +288,6 @@ def _reuse(order: _Order, *, refresh: bool) -> ArrayStore | None:
     write_table(table, order.out / TABLE)
     write_tsv(dropped, order.out / DROPPED)
     return ArrayStore.open(order.out)
-
-
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """What distinguishes two identities, in words; empty when they are of the same store."""
-    if found["schema"] != SCHEMA:
-        return f"schema {found['schema']}, expected {SCHEMA}: begun by another brainage"
-    expected, present = (InputContract.from_dict(identity["contract"]) for identity in (wanted, found))
-    phrases = expected.differences(present)
-    if found["scans"] != wanted["scans"]:
-        phrases.append(f"expected {wanted['scans']} scans, found {found['scans']}")
-    elif found["fingerprint"] != wanted["fingerprint"]:
-        phrases.append(f"its {found['scans']} scans have other keys, files or another order")
-    return "; ".join(phrases)
-
-
-def _refuse_small_disk(order: _Order) -> None:
-    path = order.layout.path
-    claimed = path.stat().st_blocks * 512 if path.exists() else 0  # by an earlier start
-    free = shutil.disk_usage(order.building).free
-    if order.layout.nbytes - claimed + _SLACK_BYTES > free:
-        raise StoreError(
-            f"store {order.out}: {_need(order.layout)}, {free / 2**30:.2f} GiB are free; "
-            f"name another disk with data.store=DIR"
-        )
-
-
-def _need(layout: Layout) -> str:
-    return f"{layout.n} samples of {layout.shape} {layout.dtype} need {layout.nbytes / 2**30:.2f} GiB"
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold `<out>.lock`; the kernel releases it with the process, so that the file may stay and is never stale."""
-    path = out.with_name(out.name + ".lock")
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = path.read_text(encoding="utf-8").strip() or "unknown"
-            raise StoreError(
-                f"store {out}: process {holder} is preparing it; wait, or name another folder with data.store=DIR"
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {os.uname().nodename}\n")
-        file.flush()
-        yield
 
 
 def _flush_folder(path: Path) -> None:

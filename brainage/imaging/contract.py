@@ -26,6 +26,7 @@ class InputContract:
     intensity: str = ""  # rule of the stored values, before any normalisation on the device
     features: tuple[str, ...] = ()  # vectors: name of each value, in order
     preprocessing: dict[str, str] = field(default_factory=dict)  # step -> tool and version
+    mask: dict[str, Any] = field(default_factory=dict)  # volumes that are 0 outside it: see `brainage.data.masking`
 
     def __post_init__(self) -> None:
         if self.kind == "volume" and (len(self.shape) != 4 or len(self.spacing_mm) != 3 or self.axes != "RAS"):
@@ -37,6 +38,11 @@ class InputContract:
             raise ContractError(
                 f"contract of {self.modality!r}: a vector needs shape (F,) and F feature names; "
                 f"found {self.shape} and {len(self.features)} names"
+            )
+        if self.mask and (self.kind != "volume" or not {"name", "threshold", "voxels", "digest"} <= set(self.mask)):
+            raise ContractError(
+                f"contract of {self.modality!r}: a mask belongs to volumes and needs name, threshold, voxels, digest; "
+                f"found {self.kind} and {self.mask}"
             )
 
     @property
@@ -69,12 +75,15 @@ class InputContract:
         phrases = []
         for name in (f.name for f in fields(self)):
             expected, found = getattr(self, name), getattr(other, name)
-            if name in ("spacing_mm", "origin_mm") and len(expected) == len(found):
+            if name == "mask":  # known by its voxels: its file may have moved
+                same = expected.get("digest") == found.get("digest")
+            elif name in ("spacing_mm", "origin_mm") and len(expected) == len(found):
                 same = bool(np.allclose(expected, found, atol=_TOLERANCE_MM))
             else:
                 same = expected == found
             if not same:
-                phrases.append(f"{name}: expected {_short(expected)}, found {_short(found)}")
+                show = _mask if name == "mask" else _short
+                phrases.append(f"{name}: expected {show(expected)}, found {show(found)}")
         return phrases
 
     def refuse_other(self, other: InputContract, context: str) -> None:
@@ -85,6 +94,12 @@ class InputContract:
                 f"{context}: input does not fit the encoder: {'; '.join(phrases)}; "
                 "prepare the scans as expected, or pre-train an encoder on these"
             )
+
+
+def _mask(mask: dict[str, Any]) -> str:
+    if not mask:
+        return "none (whole volumes)"
+    return f"{mask['name']} > {mask['threshold']:g} of {mask['voxels']} voxels (digest {mask['digest'][:8]})"
 
 
 def _short(value: Any) -> str:
