@@ -63,17 +63,16 @@ def _not_in_tables(rows: pd.DataFrame, visits: pd.DataFrame) -> pd.Series:
 
 
 def _second_runs(rows: pd.DataFrame) -> pd.Series:
-    """A reason for each scan but the first of its session, by the number of its run and then by its name."""
+    """A reason for each scan but the first of its session, by the number of its run and then by its path."""
     order = sorted(rows.index, key=lambda row: (natural(rows.at[row, "run"]), natural(rows.at[row, "path"])))
-    ordered = rows.loc[order]
-    first = ordered.groupby(KEYS)["path"].transform("first")
-    reasons = "another scan of this session, " + first.astype("string") + " is kept (data.options.one_run)"
-    return reasons.where(ordered.duplicated(KEYS))
+    reasons = pd.Series("not the first scan of its session (data.options.one_run)", index=rows.index, dtype="string")
+    return reasons.where(rows.loc[order].duplicated(KEYS).reindex(rows.index))
 
 
 def _without_scan(visits: pd.DataFrame, scans: pd.DataFrame) -> pd.DataFrame:
     """Visits without a scan, of people who have others; people without any are `without_scan` of the reader."""
     scanned = set(zip(scans["participant_id"], scans["session_id"], strict=True))
-    lacking = [key not in scanned for key in zip(visits["participant_id"], visits["session_id"], strict=True)]
-    lacking = visits[lacking & visits["participant_id"].isin(scans["participant_id"])]
+    keys = zip(visits["participant_id"], visits["session_id"], strict=True)
+    absent = pd.Series([key not in scanned for key in keys], index=visits.index, dtype=bool)
+    lacking = visits[absent & visits["participant_id"].isin(scans["participant_id"])]
     return lacking[KEYS].assign(reason=lacking["reason"].fillna("in the tables, but there is no scan of this session"))
