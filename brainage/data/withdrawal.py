@@ -1,0 +1,176 @@
+"""People who withdrew their consent: their samples and rows leave the stores and run folders that hold them.
+
+A reader leaves them out of every table that it gives; this is for what was written before. Each file is replaced whole
+or not at all, so that a killed process is followed by the same call, and a second call changes nothing. A store is
+written anew beside its place, since only then are the bytes gone; afterwards it is the store that the cohort without
+these people would have given, to the byte, and `prepare_store` opens it without reading a scan.
+
+What remains of a withdrawn person is a line in `dropped.tsv` of a store: id, locator, "withdrawn".
+"""
+
+from __future__ import annotations
+
+import fcntl
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from brainage.data.filling import Progress
+from brainage.data.table import PERSON, person_keys, write_atomically
+from brainage.data.withdrawal_store import rewrite_store
+from brainage.errors import DataError
+
+WITHDRAWN = "withdrawn"  # the reason in `dropped`
+_HEADERS = ("eid", "f.eid", "n_eid", "id", "participant_id", "subject_id")
+_SEPARATORS = {".tsv": "\t", ".csv": ","}
+
+
+class Change(NamedTuple):
+    path: Path
+    removed: int  # rows
+    note: str  # what was done, or what cannot be
+
+
+def withdrawn_people(lists: Iterable[str | Path], cohort: str) -> pd.DataFrame:
+    """cohort and participant_id of everybody on withdrawal lists, each person once, sorted.
+
+    A list has one id a line (a first line that names the column and further columns are passed over). Raises DataError
+    naming the file and line: a list that cannot be read must not be taken for an empty one.
+    """
+    found: set[str] = set()
+    for file in map(Path, lists):
+        if not file.is_file():
+            raise DataError(f"{file}: withdrawal list not found")
+        try:
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{file}: expected a withdrawal list in UTF-8, found other bytes ({error.reason})"
+            ) from error
+        cells = [
+            (number, re.split("[,;\t]", line)[0].strip().strip("'\"")) for number, line in enumerate(lines, start=1)
+        ]
+        cells = [(number, cell) for number, cell in cells if cell]
+        if cells and cells[0][1].lower() in _HEADERS:
+            del cells[0]
+        elif not cells:
+            raise DataError(f"{file}: is empty; expected one id a line, download the withdrawal list again")
+        for number, cell in cells:
+            if re.search(r"[\s/]", cell):
+                raise DataError(f"{file}: line {number}: expected one id, found {cell!r}")
+            found.add(cell)
+    people = pd.DataFrame({"cohort": cohort, "participant_id": sorted(found)})
+    return people.astype("string")
+
+
+def withdraw(
+    people: pd.DataFrame,
+    *,
+    stores: Iterable[str | Path] = (),
+    runs: Iterable[str | Path] = (),
+    on_progress: Progress | None = None,
+) -> list[Change]:
+    """Remove people (columns cohort, participant_id) from array stores and from the tables of run folders.
+
+    A store is rewritten without their samples, which needs room for a second copy meanwhile; `on_progress(done, total)`
+    counts its samples. Of a run folder every parquet, TSV and CSV file with the columns cohort and participant_id loses
+    their rows: table, split, predictions, embeddings. Gives one Change a file, and one for each thing that cannot be
+    undone; an empty list where nothing is left of them.
+
+    Raises StoreError when a store is absent, torn, being prepared, a part of one, or would hold nobody; DataError when
+    a run folder is absent, being trained, or has a torn table. What was done until then is kept: call again.
+    """
+    gone = set(person_keys(people[PERSON].astype("string")))
+    changes: list[Change] = []
+    for store in map(Path, stores):
+        removed = rewrite_store(store, gone, WITHDRAWN, on_progress)
+        if removed is not None:
+            changes.append(Change(store, removed, f"store rewritten without {removed} samples"))
+        unfinished = store.with_name(store.name + ".building")
+        if unfinished.exists():
+            changes.append(Change(unfinished, 0, "unfinished build that may hold samples of them: delete this folder"))
+    for run in map(Path, runs):
+        changes += _clean_run(run, gone)
+    return changes
+
+
+def _clean_run(folder: Path, gone: set[str]) -> list[Change]:
+    if not folder.is_dir():
+        raise DataError(f"run folder {folder}: not found")
+    _refuse_running(folder)
+    changes = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".parquet":
+            removed = _clean_parquet(path, gone)
+        elif path.suffix in _SEPARATORS:
+            removed = _clean_text(path, gone)
+        else:
+            continue
+        if removed:
+            changes.append(Change(path, removed, f"{removed} rows removed"))
+    if not changes:
+        return []
+    for path in sorted(folder.rglob("*.ckpt")):
+        note = "cannot be undone: weights trained before the withdrawal may have seen them; train again to be rid of it"
+        changes.append(Change(path, 0, note))
+    for path in sorted(folder.rglob("report*.html")):
+        changes.append(Change(path, 0, "was written with them: write it again with `brainage report`"))
+    return changes
+
+
+def _refuse_running(folder: Path) -> None:
+    lock = folder / "run.lock"
+    if not lock.is_file():
+        return
+    with open(lock, encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"run folder {folder}: another process is training it; stop it, then withdraw") from None
+
+
+def _clean_parquet(path: Path, gone: set[str]) -> int:
+    try:
+        if not set(PERSON) <= set(pq.read_schema(path).names):
+            return 0
+        table = pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not readable as a table ({' '.join(str(error).split())[:160]})") from error
+    names = [name for name in (*PERSON, "reason") if name in table.column_names]
+    kept = _kept(table.select(names).to_pandas(), gone)
+    if not kept.all():
+        left = table.filter(pa.array(kept))
+        write_atomically(path, lambda temporary: pq.write_table(left, temporary))
+    return int((~kept).sum())
+
+
+def _clean_text(path: Path, gone: set[str]) -> int:
+    separator = _SEPARATORS[path.suffix]
+    with open(path, encoding="utf-8", errors="replace") as file:
+        if not set(PERSON) <= set(file.readline().strip().split(separator)):
+            return 0
+    try:
+        frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: not readable as a table ({' '.join(str(error).split())[:160]})") from error
+    kept = _kept(frame, gone)
+    if not kept.all():
+        left = frame[kept]
+        write_atomically(
+            path, lambda temporary: left.to_csv(temporary, sep=separator, index=False, lineterminator="\n")
+        )
+    return int((~kept).sum())
+
+
+def _kept(frame: pd.DataFrame, gone: set[str]) -> np.ndarray:
+    """Rows that may stay: everybody else's, and the lines that say who was left out for withdrawing."""
+    theirs = person_keys(frame).isin(gone)
+    if "reason" in frame:
+        theirs &= frame["reason"] != WITHDRAWN
+    return ~theirs.to_numpy(dtype=bool)

@@ -1,0 +1,212 @@
+"""UK Biobank: T1 bulk zips (field 20252) read without unpacking them, and tables in every export style.
+
+`root` holds, in any folders, `<eid>_20252_<instance>_0.zip` (instance 2: imaging visit, 3: repeat imaging), and, itself
+or one folder down, tables with the columns of `ukb_table.FIELDS` and withdrawal lists `w<application>_<date>.csv` (one
+eid a line). Session is the instance, site the imaging centre. UK Biobank publishes no split.
+
+The population was not selected by diagnosis and health records are not read, so `diagnosis` is NA: neither healthy nor
+ill. People on a withdrawal list are in no table, and their zips are not opened; stores and runs from before are cleaned
+by `brainage.data.withdrawal`.
+
+Which zips hold the member is read from the directory at the end of each: listing 50,000 zips costs 50,000 small reads,
+made by threads since they wait for the disk. A zip without it (some older ones lack T1_brain_to_MNI; a scan judged
+unusable lies in another folder) or that is truncated is listed and left out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from brainage.data.table import CohortTable, finish_table
+from brainage.data.withdrawal import WITHDRAWN, withdrawn_people
+from brainage.errors import ConfigError, DataError
+from brainage.imaging.contract import InputContract
+from brainage.imaging.preprocess import load_nifti_bytes, scale_foreground
+from data_modules.reader import CohortReader
+from data_modules.ukb_table import find_tables, find_withdrawals, read_people
+from data_modules.volumes import grid_contract, native_contract, read_native, read_prepared
+from data_modules.zips import gunzip, has_member, read_member, split_locator
+
+MEMBERS = {"brain_mni": "T1/T1_brain_to_MNI.nii.gz", "brain": "T1/T1_brain.nii.gz", "head": "T1/T1.nii.gz"}
+PREPROCESSING = (  # the pipeline's bb_struct_init, Alfaro-Almagro et al., NeuroImage 2018
+    "UK Biobank: gradient distortion corrected, warped (FNIRT, spline) to MNI152 1 mm, times the template's brain "
+    "mask; no bias field correction after the scanner's own"
+)
+SCALED = "divided by the 99th percentile of the tissue"
+_ZIP = re.compile(r"^(\d+)_20252_(\d+)_(\d+)\.zip$")
+_THREADS = 16  # they wait for the disk, not for each other
+_TRIED = 50  # zips looked into for one whose header gives the grid
+
+
+@dataclass(frozen=True)
+class Options:
+    """`data.options` of UK Biobank; files are named relative to `data.root`."""
+
+    tables: list[str] = field(default_factory=list)  # tables to read; empty: all that have UK Biobank's columns
+    withdrawn: list[str] = field(default_factory=list)  # withdrawal lists beside those called w<application>_*.csv
+
+
+class UKBiobank(CohortReader):
+    """One modality of UK Biobank. Extra columns, where the tables have them: tiv_ml (FreeSurfer, field 26521), gm_ml
+    and wm_ml (25006, 25008), head_scaling (25000, volume of the template over that of the head).
+
+    `brain_mni` is warped non-linearly, so that much of the anatomy that shows age is taken out: it is not the quasi-raw
+    preparation of OpenBHB (affine), and its contract says so. Heads are defaced.
+    """
+
+    name: ClassVar[str] = "ukb"
+    modalities: ClassVar[dict[str, str]] = {
+        "brain_mni": "skull-stripped T1 brains, warped to MNI152 by UK Biobank (182x218x182, 1 mm)",
+        "brain": "skull-stripped T1 brains, native space",
+        "head": "whole T1 heads, defaced, native space",
+    }
+    Options: ClassVar[type] = Options
+
+    def table(self) -> CohortTable:
+        zips, dropped = self._zips()
+        people, nobody = read_people(self._tables())
+        gone = zips["participant_id"].isin(self.withdrawn_people()["participant_id"])
+        dropped += [nobody, zips[gone].assign(reason=WITHDRAWN)]
+        rows = zips[~gone].merge(people, on=["participant_id", "session_id"], how="left", indicator="listed")
+        absent = rows["listed"] == "left_only"
+        rows["reason"] = rows["reason"].mask(absent, "no row of this person and visit in the tables")
+        dropped.append(rows[rows["reason"].notna()])
+        rows = rows[rows["reason"].isna()].copy()
+        rows["reason"] = self._faults(rows["path"])
+        dropped.append(rows[rows["reason"].notna()])
+        listed = pd.concat(dropped, ignore_index=True).assign(cohort=self.name, run="")
+        rows = rows[rows["reason"].isna()].drop(columns=["reason", "listed"])
+        extra = ["tiv_ml", "gm_ml", "wm_ml", "head_scaling"]
+        rows = rows.drop(columns=[name for name in extra if rows[name].isna().all()])
+        return finish_table(rows.assign(cohort=self.name, run=""), source=str(self.root), dropped=listed)
+
+    def without_scan(self) -> list[str]:
+        """People with an imaging visit in the tables, not withdrawn, of whom there is no zip."""
+        people, _ = read_people(self._tables())
+        known = {*self._zips()[0]["participant_id"], *self.withdrawn_people()["participant_id"]}
+        return sorted(set(people["participant_id"]) - known)
+
+    def withdrawn_people(self) -> pd.DataFrame:
+        """cohort and participant_id of everybody on the withdrawal lists here: what `withdraw` takes."""
+        people = withdrawn_people(find_withdrawals(self.root, self.options.withdrawn), self.name)
+        wrong = people.loc[~people["participant_id"].str.fullmatch(r"-?\d+"), "participant_id"]
+        for word in wrong:
+            raise DataError(f"{self.root}: withdrawal lists hold {word!r}: expected one eid, a number, a line")
+        return people
+
+    def contract(self) -> InputContract:
+        if self.modality != "brain_mni":
+            return native_contract(self.modality, self.spacing_mm)
+        return replace(self._grid(), intensity=SCALED)
+
+    def read(self, path: str) -> np.ndarray:
+        image = self._image(path)
+        if self.modality != "brain_mni":
+            return read_native(image, self.spacing_mm, f"{self.root / path}")
+        volume = read_prepared(image, self._grid(), f"{self.root / path}")
+        try:
+            return scale_foreground(volume)
+        except DataError as error:
+            raise DataError(f"{self.root / path}: {error}") from error
+
+    def _image(self, path: str) -> nib.Nifti1Image:
+        file, member = split_locator(path)
+        name = f"{self.root / path}"
+        return load_nifti_bytes(gunzip(read_member(self.root / file, member), name), name)
+
+    def _tables(self) -> list[Path]:
+        return find_tables(self.root, self.options.tables)
+
+    def _zips(self) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
+        """participant_id, session_id and path of one zip a visit; and, with their reason, those left out."""
+        rows, left_out = [], []
+        seen: dict[tuple[str, str], str] = {}
+        for file in _walk(self.root):
+            match = _ZIP.match(file.rpartition("/")[2])
+            if match is None:
+                continue
+            person, instance, index = match.groups()
+            row, first = (person, instance, f"{file}!{MEMBERS[self.modality]}"), seen.get((person, instance))
+            if "!" in file or "#" in file:
+                left_out.append((*row, "path holds ! or #, which have a meaning here: rename the folder"))
+            elif index != "0":
+                left_out.append((*row, f"array index {index}: expected 0, one scan a visit"))
+            elif first is not None:
+                left_out.append((*row, f"second zip of this person and visit, after {first}"))
+            else:
+                seen[person, instance] = file
+                rows.append(row)
+        if not rows:
+            raise DataError(f"{self.root}: no zip here or below; expected names like 1000011_20252_2_0.zip")
+        columns = ["participant_id", "session_id", "path"]
+        dropped = pd.DataFrame(left_out, columns=[*columns, "reason"], dtype="string")
+        return pd.DataFrame(rows, columns=columns, dtype="string"), [dropped]
+
+    def _faults(self, paths: Iterable[str]) -> list[str | None]:
+        """For each locator why its zip cannot give the member, or None; reads directories of zips only."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(self._fault, paths, chunksize=64))
+
+    def _fault(self, path: str) -> str | None:
+        file, member = split_locator(path)
+        try:
+            return None if has_member(self.root / file, member) else f"zip without {member}"
+        except DataError as error:
+            return str(error).removeprefix(f"{self.root / file}: ")
+
+    def _grid(self) -> InputContract:
+        """The grid of `brain_mni`, from the header of the first zip that can be read."""
+        if self._known_grid is None:
+            self._known_grid = self._find_grid()
+        given = self.spacing_mm
+        if given and not np.allclose(self._known_grid.spacing_mm, given, atol=1e-3):
+            raise ConfigError(
+                f"data.spacing_mm={given}: brain_mni has its own grid of {list(self._known_grid.spacing_mm)} mm; "
+                "set it to 0"
+            )
+        return self._known_grid
+
+    _known_grid: InputContract | None = None
+
+    def _find_grid(self) -> InputContract:
+        member = MEMBERS[self.modality]
+        problem = "no zip"
+        gone = set(self.withdrawn_people()["participant_id"])
+        named = ((file, _ZIP.match(file.rpartition("/")[2])) for file in _walk(self.root))
+        zips = (file for file, match in named if match and match[1] not in gone)
+        for file in itertools.islice(zips, _TRIED):
+            try:
+                image = self._image(f"{file}!{member}")
+            except DataError as error:
+                problem = str(error)
+                continue
+            return grid_contract("ukb_brain_mni", PREPROCESSING, image.shape, image.affine, file)
+        raise DataError(f"{self.root}: none of its first {_TRIED} zips holds a readable {member}; last: {problem}")
+
+
+def _walk(root: Path, below: str = "") -> Iterator[str]:
+    """Files under root as relative paths with /, each folder sorted; hidden ones and links upwards passed over."""
+    folders: list[str] = []
+    files: list[str] = []
+    with os.scandir(root / below) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not entry.is_dir():
+                files.append(f"{below}{entry.name}")
+            elif not (entry.is_symlink() and (root / below).resolve().is_relative_to(Path(entry.path).resolve())):
+                folders.append(f"{below}{entry.name}")
+    yield from sorted(files)
+    for folder in sorted(folders):
+        yield from _walk(root, f"{folder}/")
