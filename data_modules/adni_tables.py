@@ -61,6 +61,7 @@ DIAGNOSES = {  # the one table of diagnoses: their word -> ours; "MCI to Dementi
     "cn": "CN", "nl": "CN", "smc": "CN", "emci": "MCI", "lmci": "MCI", "mci": "MCI", "dementia": "AD", "ad": "AD",
 }  # fmt: skip
 CODES = {"1": "CN", "2": "MCI", "3": "Dementia"}  # DIAGNOSIS; the same and more of DXCHANGE, where 5 is MCI to dementia
+NO_DIAGNOSIS = "10"  # of DIAGNOSIS: the team gave none
 CHANGES = {**CODES, "4": "MCI", "5": "Dementia", "6": "Dementia", "7": "CN", "8": "MCI", "9": "CN"}
 SEX = {"1": "M", "2": "F"}
 NO_VALUE = ("-1", "-4", "-1.0", "-4.0")  # ADNI's codes of a missing value
@@ -176,7 +177,7 @@ def _read_cells(name: str, cell: pd.Series, found: dict[str, str], file: Path) -
     if name == "diagnosis":
         codes = CHANGES if found[name].upper() == "DXCHANGE" else CODES
         words = cell.str.removesuffix(".0")
-        cell = words.map(codes).astype("string").fillna(cell.where(found[name].upper() != "DXCHANGE"))
+        cell = words.map(codes).astype("string").fillna(words.mask(words == NO_DIAGNOSIS))
         _refuse_words(cell, file)
         return cell
     if name == "baseline_diagnosis":
@@ -202,5 +203,6 @@ def _refuse_words(words: pd.Series, file: Path) -> None:
     text = plain_words(words)
     for row in text.index[text.notna() & ~text.isin(list(DIAGNOSES))]:
         raise DataError(
-            f"{file}: row {row + 1}: diagnosis {words[row]!r}: expected one of {', '.join(DIAGNOSES)}, a code of 1 to 3, or nothing"
+            f"{file}: row {row + 1}: diagnosis {words[row]!r}: expected one of {', '.join(DIAGNOSES)}, a code (1 CN, "
+            "2 MCI, 3 dementia), or nothing"
         )
