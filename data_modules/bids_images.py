@@ -69,7 +69,7 @@ def distinct_images(files: pd.DataFrame) -> pd.DataFrame:
     """
     stems = files["path"].str.removesuffix(".gz").str.replace(r"\.\w+$", "", regex=True)
     order = files["extension"].map({".nii.gz": 0, ".nii": 1}).fillna(2)
-    first = files["path"][order.sort_values(kind="stable").index].groupby(stems).transform("first")
+    first = files["path"][order.sort_values(kind="stable").index].groupby(stems).transform("first").sort_index()
     rows = files[["participant_id", "session_id", "run", "path"]].copy()
     reasons = "the same image as " + first + " in another format"
     rows["scan_reason"] = reasons.where(first != files["path"])
