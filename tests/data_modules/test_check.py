@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
+import zipfile
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -13,7 +16,8 @@ from brainage.data.table import CohortTable
 from brainage.imaging.anatomy import axis_scores
 from brainage.imaging.contract import InputContract
 from data_modules import COHORTS
-from data_modules.check import CHECKS, assert_cohort, check_cohort, format_checks
+from data_modules.check import CHECKS, assert_cohort, check_cohort, format_checks, inspect_cohort, run_check
+from data_modules.check_inspected import watched
 from data_modules.openbhb import OpenBHB
 from data_modules.simulated.openbhb_challenge import write_openbhb_challenge
 from tests.data_modules import small_ixi
@@ -113,6 +117,85 @@ class Eager(OpenBHB):
         return finished
 
 
+class ReadsZips(OpenBHB):
+    def table(self):
+        with zipfile.ZipFile(self.root / "bulk.zip") as archive:
+            archive.read("T1.nii.gz")
+        return super().table()
+
+
+class OtherUnits(OpenBHB):
+    def table(self):
+        table, dropped = super().table()
+        return CohortTable(table.assign(tiv_ml=table["tiv_ml"] * 1000), dropped)
+
+
+class MiniMentalInWords(OpenBHB):
+    def table(self):
+        table, dropped = super().table()
+        return CohortTable(table.assign(mmse=pd.array(["good"] * len(table), dtype="string")), dropped)
+
+
+class ConvertedHealthy(OpenBHB):
+    def table(self):
+        table, dropped = super().table()
+        return CohortTable(table.assign(mci_outcome=pd.array(["stable"] * len(table), dtype="string")), dropped)
+
+
+class TwoVisits(OpenBHB):
+    """The second person's scan as a second visit of the first, five years later."""
+
+    changes: ClassVar[dict] = {}
+    both: ClassVar[dict] = {"diagnosis": "MCI"}
+    first: ClassVar[dict] = {"session_id": "m000", "sex": "F", "age_years": 60.0, "visit_years": 0.0}
+    second: ClassVar[dict] = {"session_id": "m060", "sex": "F", "age_years": 65.0, "visit_years": 5.0}
+
+    def table(self):
+        table, dropped = super().table()
+        table = table.copy()
+        table.loc[1, "participant_id"] = table.loc[0, "participant_id"]
+        for row, facts in enumerate((self.first, self.second | self.changes)):
+            for name, value in (facts | self.both).items():
+                table.loc[row, name] = value
+        return CohortTable(table, dropped)
+
+
+class ChangesSex(TwoVisits):
+    changes: ClassVar = {"sex": "M"}
+
+
+class AgesBesideYears(TwoVisits):
+    changes: ClassVar = {"age_years": 68.0}
+
+
+class YoungerLater(TwoVisits):
+    changes: ClassVar = {"age_years": 59.5, "visit_years": np.nan}
+
+
+class DroppedNobody(OpenBHB):
+    def table(self):
+        table, dropped = super().table()
+        return CohortTable(table, pd.DataFrame([{"reason": "odd"}]).reindex(columns=dropped.columns).astype("string"))
+
+
+class DroppedOutside(OpenBHB):
+    def table(self):
+        table, dropped = super().table()
+        row = {"participant_id": "1", "path": "../elsewhere.npy", "reason": "odd"}
+        return CohortTable(table, pd.DataFrame([row]).reindex(columns=dropped.columns).astype("string"))
+
+
+class AbsentThoughScanned(OpenBHB):
+    def without_scan(self):
+        return [self.table().table["participant_id"][0]]
+
+
+class OtherTableEachTime(OpenBHB):
+    def table(self):
+        table, dropped = super().table()
+        return CohortTable(table.assign(age_years=table["age_years"] + next(COUNT) / 1000), dropped)
+
+
 class Untidy(OpenBHB):
     def table(self):
         table, dropped = super().table()
@@ -158,6 +241,13 @@ class Restless(OpenBHB):
         return super().read(path) + np.float32(next(COUNT))
 
 
+class RestlessVolumes(OpenBHB):
+    """The same, of volumes."""
+
+    def read(self, path):
+        return super().read(path) * np.float32(1 + 0.01 * next(COUNT))
+
+
 class Timestamped(OpenBHB):
     def contract(self):
         values = super().contract().to_dict()
@@ -181,20 +271,52 @@ COUNT = itertools.count(1)
 MISREAD = (UpsideDown, BackToFront, Permuted, Scrambled, WrongOrigin)
 BROKEN = {
     **{cohort: {"anatomy"} for cohort in MISREAD}, AgesInMonths: {"columns", "ages", "store", "again"},
-    TwiceTheSameScan: {"columns", "unique", "samples", "store", "again"}, TwoScansOneFile: {"unique"},
+    TwiceTheSameScan: {"columns", "unique", "people", "samples", "store", "again"}, TwoScansOneFile: {"unique"},
     OutsideItsRoot: {"columns", "samples", "store", "again", "travels"}, Eager: {"lazy"},
     Untidy: {"columns", "store", "again"}, SilentlySmaller: {"left out", "store", "again"},
     InTwoSplits: {"split"}, InNoSplit: {"split"}, DoublePrecision: {"samples"}, Empty: {"samples"},
     AllAlike: {"samples"}, Restless: {"store", "travels"}, Timestamped: {"again"}, Unpicklable: {"travels"},
-    HalfDamaged: {"samples", "store"}, BlindToNewFiles: {"again"},
+    HalfDamaged: {"samples", "store"}, BlindToNewFiles: {"again"}, ReadsZips: {"lazy"}, OtherUnits: {"units"},
+    MiniMentalInWords: {"units"}, ConvertedHealthy: {"units"}, ChangesSex: {"people"}, AgesBesideYears: {"people"},
+    YoungerLater: {"people"}, DroppedNobody: {"left out"}, DroppedOutside: {"left out"},
+    AbsentThoughScanned: {"left out"}, OtherTableEachTime: {"repeatable"},
+    RestlessVolumes: {"store", "masked", "travels"},
 }  # fmt: skip
+VOLUMES = (*MISREAD, RestlessVolumes)
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)
 def test_a_cohort_broken_on_purpose_fails_where_it_should(broken, simulated, tmp_path):
-    reader = broken(simulated, "vbm" if broken in MISREAD else "vbm_roi")  # vectors are quicker
-    checks = check_cohort(reader, tmp_path, scans=2)
+    root = simulated
+    if broken is ReadsZips:
+        root = tmp_path / "cohort"
+        shutil.copytree(simulated, root, ignore=shutil.ignore_patterns("*T1w.npy", "*destrieux*", "*desikan*"))
+        with zipfile.ZipFile(root / "bulk.zip", "w") as archive:
+            archive.writestr("T1.nii.gz", b"0")
+    reader = broken(root, "vbm" if broken in VOLUMES else "vbm_roi")  # vectors are quicker
+    checks = check_cohort(reader, tmp_path / "scratch", scans=2)
     assert {check.name for check in checks if not check.passed} == BROKEN[broken], format_checks(checks)
+
+
+def test_two_visits_that_agree_pass(simulated, tmp_path):
+    checks = check_cohort(TwoVisits(simulated, "vbm_roi"), tmp_path, scans=2)
+    assert {check.name for check in checks if not check.passed} == set()
+
+
+def test_a_directory_of_a_zip_may_be_looked_at_and_a_member_may_not(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("T1/T1.nii.gz", b"0")
+    with watched() as opened, zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert archive.namelist() == ["T1/T1.nii.gz"]
+        assert opened == []
+        archive.read("T1/T1.nii.gz")
+    assert opened == [f"{tmp_path}/a.zip!T1/T1.nii.gz"]
+
+
+def test_one_check_can_be_run_by_its_name(simulated, tmp_path):
+    cohort = inspect_cohort(OpenBHB(simulated, "vbm_roi"), tmp_path, scans=2)
+    assert run_check("unique", cohort).passed
+    assert not run_check("split", cohort._replace(split=cohort.split.iloc[1:])).passed
 
 
 def test_every_check_is_broken_by_some_cohort():
