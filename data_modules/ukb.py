@@ -46,6 +46,7 @@ PREPROCESSING = (  # the pipeline's bb_struct_init, Alfaro-Almagro et al., Neuro
 SCALED = "divided by the 99th percentile of the tissue"
 _ZIP = re.compile(r"^(\d+)_20252_(\d+)_(\d+)\.zip$")
 _THREADS = 16  # they wait for the disk, not for each other
+_BLOCK = 64  # zips a thread takes at a time
 _TRIED = 50  # zips looked into for one whose header gives the grid
 
 
@@ -155,15 +156,19 @@ class UKBiobank(CohortReader):
 
     def _faults(self, paths: Iterable[str]) -> list[str | None]:
         """For each locator why its zip cannot give the member, or None; reads directories of zips only."""
+        paths = list(paths)
+        blocks = [paths[start : start + _BLOCK] for start in range(0, len(paths), _BLOCK)]
         with ThreadPoolExecutor(_THREADS) as pool:
-            return list(pool.map(self._fault, paths, chunksize=64))
+            found = pool.map(lambda block: [self._fault(path) for path in block], blocks)
+            return list(itertools.chain.from_iterable(found))
 
     def _fault(self, path: str) -> str | None:
-        file, member = split_locator(path)
+        name, member = split_locator(path)
+        file = Path(self.root, name)
         try:
-            return None if has_member(self.root / file, member) else f"zip without {member}"
+            return None if has_member(file, member) else f"zip without {member}"
         except DataError as error:
-            return str(error).removeprefix(f"{self.root / file}: ")
+            return str(error).removeprefix(f"{file}: ")
 
     def _grid(self) -> InputContract:
         """The grid of `brain_mni`, from the header of the first zip that can be read."""

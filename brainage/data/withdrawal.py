@@ -92,9 +92,10 @@ def withdraw(
         removed = rewrite_store(store, gone, WITHDRAWN, on_progress)
         if removed is not None:
             changes.append(Change(store, removed, f"store rewritten without {removed} samples"))
-        unfinished = store.with_name(store.name + ".building")
-        if unfinished.exists():
-            changes.append(Change(unfinished, 0, "unfinished build that may hold samples of them: delete this folder"))
+        for unfinished in (store.with_name(store.name + ending) for ending in (".building", ".shards")):
+            if unfinished.exists():
+                note = "an unfinished build that may hold samples of them, and that is of no use now: delete it"
+                changes.append(Change(unfinished, 0, note))
     for run in map(Path, runs):
         changes += _clean_run(run, gone)
     return changes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -14,14 +13,14 @@ from brainage.data.array_store import (
     ARRAYS,
     CONTRACT,
     DROPPED,
-    SCHEMA,
     TABLE,
     ArrayStore,
     checksum_of,
     layout_of,
 )
 from brainage.data.claim import only_process
-from brainage.data.filling import Progress, digest_of
+from brainage.data.filling import Progress
+from brainage.data.order import store_identity
 from brainage.data.stamps import STAMPS
 from brainage.data.table import KEY, finish_dropped, person_keys, read_tsv, scan_keys, write_table, write_tsv
 from brainage.errors import DataError, StoreError
@@ -76,8 +75,8 @@ def _without(store: ArrayStore, gone: set[str], reason: str) -> _Parts:
     asked = asked[~person_keys(asked).isin(gone)]
     damaged = {key: words for key, words in store.record["damaged"].items() if key in set(scan_keys(asked))}
     table = store.table[stays].reset_index(drop=True)
-    changed = {"scans": len(asked), "fingerprint": _fingerprint(asked, store), "damaged": damaged}
-    record = {**store.record, **changed, "checksum": checksum_of(table)}
+    changed = {"damaged": damaged, "checksum": checksum_of(table)}
+    record = {**store.record, **store_identity(asked, store.contract), **changed}
     return _Parts(stays.nonzero()[0].tolist(), table, dropped, asked, record)
 
 
@@ -94,18 +93,12 @@ def _asked(store: ArrayStore) -> pd.DataFrame:
         known = every[every["path"].isin(place)]
         by_stamp = known.iloc[known["path"].map(place).argsort(kind="stable")]
     for asked in (by_stamp, by_key, every):
-        if _fingerprint(asked, store) == store.record["fingerprint"]:
+        if store_identity(asked, store.contract)["fingerprint"] == store.record["fingerprint"]:
             return asked
     raise StoreError(
         f"store {store.path}: its files do not say in which order its scans were asked for; delete the folder and "
         "prepare it again without the withdrawn people"
     )
-
-
-def _fingerprint(asked: pd.DataFrame, store: ArrayStore) -> str:
-    """As `prepare_store` identifies a store."""
-    scans = [scan_keys(asked).tolist(), asked["path"].tolist(), str(store.contract.dtype), SCHEMA]
-    return digest_of(json.dumps(scans).encode())
 
 
 def _write(store: ArrayStore, parts: _Parts, new: Path, on_progress: Progress | None) -> None:

@@ -39,9 +39,9 @@ def write_cohort(root: Path, people: int, columns: int, style: str) -> None:
             archive.writestr(member, b"")
     eids = np.arange(1_000_000, 1_000_000 + people)
     for eid in eids:
-        folder = root / "bulk" / str(eid % 100)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{eid}_20252_2_0.zip").write_bytes(buffer.getvalue())
+        place = root / "bulk" / str(eid % 100)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{eid}_20252_2_0.zip").write_bytes(buffer.getvalue())
     write_table(root, eids, columns, style)
 
 
@@ -53,8 +53,10 @@ def write_table(root: Path, eids: np.ndarray, columns: int, style: str) -> None:
     days = draw.integers(0, 2800, n)
     dates = (pd.Timestamp("2014-06-15") + pd.to_timedelta(days, unit="D")).strftime("%Y-%m-%d").to_numpy(object)
     age = (2014 + 5.5 / 12 + days / 365.25 - year - (month - 1) / 12).astype(int)
-    known = {31: draw.integers(0, 2, n), 34: year, 52: month, 21003: age, 53: dates,
-             54: draw.choice([int(code) for code in CENTRES], n), 26521: draw.integers(1_200_000, 1_900_000, n)}  # fmt: skip
+    known = {
+        31: draw.integers(0, 2, n), 34: year, 52: month, 21003: age, 53: dates,
+        54: draw.choice([int(code) for code in CENTRES], n), 26521: draw.integers(1_200_000, 1_900_000, n),
+    }  # fmt: skip
     table = {eid: pa.array(eids)}
     for field, values in known.items():
         once = field in (31, 34, 52)
