@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from brainage.data.masking import Mask
 from brainage.data.store import ArrayStore, prepare_store
 from brainage.data.table import finish_table
 from brainage.errors import DataError
@@ -18,6 +19,7 @@ from brainage.imaging.contract import InputContract
 
 REPOSITORY = Path(__file__).parents[2]
 VOLUME = InputContract("gm", "volume", (1, 16, 16, 32), spacing_mm=(1.0, 1.0, 1.0), origin_mm=(0, 0, 0), axes="RAS")
+MASK = Mask("ball.nii.gz", 0.5, np.random.default_rng(0).random(VOLUME.shape[1:]) > 0.7)
 VECTOR = InputContract("rois", "vector", (3,), features=("a", "b", "c"))
 
 
@@ -75,20 +77,31 @@ def contents(store: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in store.iterdir()}
 
 
-def build(folder: Path, name: str = "store", n: int = 12, workers: int = 1, **trouble: str) -> ArrayStore:
+def build(
+    folder: Path,
+    name: str = "store",
+    n: int = 12,
+    workers: int = 1,
+    mask: Mask | None = None,
+    shard: tuple[int, int] | None = None,
+    **trouble: str,
+) -> ArrayStore:
     cohort = Cohort(folder, {key.lstrip("p"): value for key, value in trouble.items()})
-    return prepare_store(people(n), VOLUME, cohort.read, folder / name, workers=workers)
+    return prepare_store(people(n), VOLUME, cohort.read, folder / name, workers=workers, mask=mask, shard=shard)
 
 
-def build_elsewhere(folder: Path, workers: int = 1, **trouble: str) -> subprocess.Popen:
+def build_elsewhere(
+    folder: Path, workers: int = 1, masked: bool = False, shard: tuple[int, int] | None = None, **trouble: str
+) -> subprocess.Popen:
     """The same in another process; it shares nothing with this one but the disk."""
     code = f"""
 from pathlib import Path
-from tests.data.odd_cohort import build
+from tests.data.odd_cohort import MASK, build
 if __name__ == "__main__":
-    build(Path({str(folder)!r}), workers={workers}, **{trouble!r})
+    mask = MASK if {masked} else None
+    build(Path({str(folder)!r}), workers={workers}, mask=mask, shard={shard}, **{trouble!r})
 """
-    script = folder / "build.py"
+    script = folder / f"build{shard[0] if shard else ''}.py"
     script.write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen([sys.executable, str(script)], env=environment, stderr=subprocess.PIPE, text=True)

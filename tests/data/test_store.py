@@ -113,6 +113,21 @@ def test_a_store_of_something_else_is_refused_with_what_differs(tmp_path):
     assert contents(tmp_path / "store") == before
 
 
+def test_a_store_that_still_holds_people_who_withdrew_is_refused_in_one_line(tmp_path):
+    build(tmp_path, p95="nan")
+    before = contents(tmp_path / "store")
+    left = people().drop(index=[3, 5])  # p05 is among the damaged
+    reasons = pd.DataFrame({"cohort": "c", "participant_id": ["p03", "p05"], "reason": ["withdrawn", "withdrawn"]})
+    cohort = Cohort(tmp_path)
+    with pytest.raises(StoreError) as refusal:
+        prepare_store(left, VOLUME, cohort.read, tmp_path / "store", workers=1, dropped=reasons)
+    line = str(refusal.value)
+    assert "still holds 2 scans of c/p03, c/p05, who withdrew; take them out of it with `brainage withdraw`" in line
+    with pytest.raises(StoreError, match=r"1 scan of c/p11 that the table no longer lists: expected 11 "):
+        prepare_store(people(11), VOLUME, cohort.read, tmp_path / "store", workers=1)
+    assert contents(tmp_path / "store") == before
+
+
 def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path):
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "thesis.tex").write_text("years of work")

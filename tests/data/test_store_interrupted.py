@@ -13,7 +13,7 @@ import pytest
 from brainage.data.store import prepare_store
 from brainage.errors import StoreError
 from brainage.imaging.contract import InputContract
-from tests.data.odd_cohort import VOLUME, Cohort, build, build_elsewhere, contents, people
+from tests.data.odd_cohort import MASK, VOLUME, Cohort, build, build_elsewhere, contents, people
 
 
 def test_no_memory_is_no_damage(tmp_path):
@@ -22,18 +22,19 @@ def test_no_memory_is_no_damage(tmp_path):
     assert build(tmp_path).table["path"].tolist() == [str(100 - i) for i in range(12)]
 
 
-@pytest.mark.parametrize("extra", [{}, {"p99": "nan", "p91": "damaged"}])
-def test_a_build_killed_with_9_is_resumed_to_the_same_bytes(tmp_path, extra):
+@pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "masked"])
+def test_a_build_killed_with_9_is_resumed_to_the_same_bytes(tmp_path, mask):
+    extra = {"p99": "nan", "p91": "damaged"}
     (tmp_path / "undisturbed").mkdir()
-    expected = contents(build(tmp_path / "undisturbed", **extra).path)
-    killed = build_elsewhere(tmp_path, **{**extra, "p94": "kill"})
+    expected = contents(build(tmp_path / "undisturbed", mask=mask, **extra).path)
+    killed = build_elsewhere(tmp_path, masked=mask is not None, **{**extra, "p94": "kill"})
     assert killed.wait(60) == -signal.SIGKILL
     assert not (tmp_path / "store").exists()
     journal = tmp_path / "store.building" / "journal.tsv"
     journal.write_bytes(journal.read_bytes() + b"\0\0\n7\t12ab")  # and torn lines
     cohort = Cohort(tmp_path)
     assert cohort.reads() == ["100", "99", "98", "97", "96", "95", "94"]
-    assert contents(build(tmp_path, **extra).path) == expected
+    assert contents(build(tmp_path, mask=mask, **extra).path) == expected
     assert cohort.reads()[7:] == ["94", "93", "92", "91", "90", "89"]
     assert not (tmp_path / "store.building").exists()
 
