@@ -1,6 +1,7 @@
 """How people are drawn: by a hash of each, in strata that keep their shares, or by whole sites. No split is named here.
 
-Legend: a frame of people has the columns cohort, participant_id, one row a person, sorted by them.
+Legend: a frame of people has the columns cohort, participant_id, one row a person, sorted by them; `first` is one with
+the age_years, sex and site of their first scans (`first_scans`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from brainage.data.table import PERSON
+from brainage.errors import DataError
 
 STRATIFY = ("age", "sex", "site")
 AGE_BIN_YEARS = 5.0
@@ -23,6 +25,46 @@ def digest(values: Iterable[object]) -> str:
     """16 hex digits of a list of plain values."""
     text = json.dumps(list(values), ensure_ascii=False)  # quoted, so that no two lists read alike
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def draw_share(first: pd.DataFrame, stratify: Sequence[str], share: float, purpose: str, seed: int) -> np.ndarray:
+    """bool [people]: about `share` of them, by a hash of each, or stratified."""
+    if not stratify:
+        return (hash_shares(first, purpose, seed) < share).to_numpy()
+    if share == 0 or first.empty:
+        return np.zeros(len(first), dtype=bool)
+    return draw_stratified(first, strata(first, stratify, share), share, purpose=purpose, seed=seed)
+
+
+def draw_fold(first: pd.DataFrame, stratify: Sequence[str], folds: int, fold: int, seed: int) -> np.ndarray:
+    """bool [people]: part `fold` of `folds`, which hold everybody once; DataError when nobody is in it."""
+    if not stratify:
+        found = np.floor(hash_shares(first, "fold", seed) * folds).to_numpy() == fold
+    else:
+        labels, left = strata(first, stratify, 1 / folds), np.arange(len(first))
+        # Each fold takes its share of who is left: that leaves every group of every fold at its share, rounded.
+        for number in range(fold + 1):
+            share, purpose = 1 / (folds - number), f"fold {number}"
+            drawn = draw_stratified(first.iloc[left], labels.iloc[left], share, purpose=purpose, seed=seed)
+            taken, left = left[drawn], left[~drawn]
+        found = np.isin(np.arange(len(first)), taken)
+    if not found.any():
+        raise DataError(
+            f"data.folds={folds}: nobody of {len(first)} people is in fold {fold}; expected fewer folds, or "
+            "data.stratify, which makes them equally large"
+        )
+    return found
+
+
+def group_fold(table: pd.DataFrame, column: str, folds: int, fold: int, seed: int) -> pd.Series:
+    """bool of each person of the table, sorted: is all that part `fold` holds, made of whole sites or cohorts?"""
+    dealt, groups = deal_groups(table, column, folds, seed)
+    if groups < folds:
+        raise DataError(
+            f"data.folds={folds} by {column}: found {groups} {column}s (those that share people count as one); "
+            f"expected data.folds={groups} or fewer, or data.folds_by=person"
+        )
+    return dealt["fold"] == fold
 
 
 def hash_shares(people: pd.DataFrame, purpose: str, seed: int) -> pd.Series:

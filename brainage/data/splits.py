@@ -11,19 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from brainage.config import DataConfig, nearest
-from brainage.data.drawing import (
-    STRATIFY,
-    deal_groups,
-    digest,
-    draw_stratified,
-    first_scans,
-    hash_shares,
-    strata,
-)
+from brainage.data.drawing import STRATIFY, digest, draw_fold, draw_share, first_scans, group_fold
 from brainage.data.table import PERSON, SPLITS, person_keys, read_tsv, write_tsv
 from brainage.errors import ConfigError, DataError, LeakageError
 
@@ -53,8 +44,9 @@ def draw_split(
     `stratify` (of age, sex, site): the share is kept in every age bin, sex and site as `draw_stratified` says, each
     person counted once, by the first scan.
     `folds`: one of k parts, alike in size, that hold everybody once (but who is held out by name). Folds by person:
-    part `fold` is drawn for test_internal in place of a share. By site or cohort: part `fold` is test_external, made of
-    whole ones (`deal_groups`), and `internal_fraction` is drawn from the others.
+    part `fold` is drawn for test_internal in place of a share. By site or cohort: test_external is part `fold` and
+    nobody else, made of whole ones (`deal_groups`); `internal_fraction` is drawn from the others, where a site of which
+    nobody would be left in train stays there.
 
     Raises ConfigError on keys that contradict each other, DataError on a site or cohort that the table does not have,
     on more folds than there is to hold out, and when nobody is left to train on.
@@ -66,17 +58,16 @@ def draw_split(
     held_out = _named(table, "site", external_sites) | _named(table, "cohort", external_cohorts)
     people = table[PERSON].assign(external=held_out).groupby(PERSON, as_index=False).any()
     if folds and folds_by != "person":
-        people["external"] = _fold_of_groups(table, folds_by, folds, seed) == fold
+        people["external"] = group_fold(table, folds_by, folds, fold, seed)
     people["split"] = "train"
-    free = people[~people["external"]]
-    first = first_scans(table)[(~people["external"]).to_numpy()]
+    first = first_scans(table)[~people["external"]]
     if folds and folds_by == "person":
-        internal = _in_fold(free, first, stratify, folds, fold, seed)
+        internal = draw_fold(first, stratify, folds, fold, seed)
     else:
-        internal = _in_share(free, first, stratify, internal_fraction, "internal", seed)
-    people.loc[free.index[internal], "split"] = "test_internal"
+        internal = draw_share(first, stratify, internal_fraction, "internal", seed)
+    people.loc[first.index[internal], "split"] = "test_internal"
     people.loc[people["external"], "split"] = "test_external"
-    _move_unseen_sites(people, table)
+    _move_unseen_sites(people, table, "train" if folds and folds_by != "person" else "test_external")
     if not (people["split"] == "train").any():
         raise DataError(
             f"split: 0 of {len(people)} people are left for train; name fewer data.external_sites "
@@ -96,12 +87,10 @@ def carve_val(
     _refuse_stratify(stratify)
     carved = _checked(split, "split")
     train = carved[carved["split"] == "train"]
-    first = train
     if stratify:
         assert table is not None, "stratify needs the ages, sexes and sites of a table"
-        first = train[PERSON].reset_index().merge(first_scans(table), on=PERSON).set_index("index")
-        train = train.loc[first.index]
-    carved.loc[train.index[_in_share(train, first, stratify, fraction, "val", seed)], "split"] = "val"
+        train = train.reset_index().merge(first_scans(table), on=PERSON).set_index("index")
+    carved.loc[train.index[draw_share(train, stratify, fraction, "val", seed)], "split"] = "val"
     return carved
 
 
@@ -154,19 +143,31 @@ def write_split(split: pd.DataFrame, path: str | Path) -> None:
 def seen_people(table: pd.DataFrame, salt: str) -> list[str]:
     """Sorted salted hashes (16 hex digits) of the people of the table: what a checkpoint keeps instead of their ids.
 
-    They hide ids from a casual reader only: whoever has the checkpoint and a list of ids can test each of them.
+    Somebody known by other names (column `person_elsewhere`) has a hash for each. They hide ids from a casual reader
+    only: whoever has the checkpoint and a list of ids can test each of them.
     """
-    people = table[PERSON].drop_duplicates().itertuples(index=False, name=None)
-    return sorted({digest([salt, *map(str, person)]) for person in people})
+    return sorted(set(_name_hashes(table, salt)["name_hash"]))
+
+
+def was_seen(table: pd.DataFrame, seen: Iterable[str], salt: str) -> pd.Series:
+    """bool of each row of `table`: is its person, under any name, among the hashes `seen`?"""
+    known = _name_hashes(table, salt)
+    known = known[known["name_hash"].isin(set(seen))]
+    found = pd.MultiIndex.from_frame(table[PERSON]).isin(pd.MultiIndex.from_frame(known[PERSON]))
+    return pd.Series(found, index=table.index)
 
 
 def refuse_seen(table: pd.DataFrame, seen: Iterable[str], salt: str, *, allow: bool, context: str) -> None:
     """Raise LeakageError with their number when people of `table` are among the hashes `seen`, unless `allow`."""
-    people = seen_people(table, salt)
-    known = set(people) & set(seen)
-    if known and not allow:
+    refuse_scoring(table, was_seen(table, seen, salt), allow=allow, context=context)
+
+
+def refuse_scoring(table: pd.DataFrame, seen: pd.Series, *, allow: bool, context: str) -> None:
+    """As `refuse_seen`, for rows (bool) already known to be of people an encoder was trained on."""
+    if seen.any() and not allow:
+        known, people = person_keys(table[seen]).nunique(), person_keys(table).nunique()
         raise LeakageError(
-            f"{context}: {len(known)} of {len(people)} people were trained on, which would flatter its scores; "
+            f"{context}: {known} of {people} people were trained on, which would flatter its scores; "
             f"score other people, or ask for these by name with evaluate.allow_seen=true"
         )
 
@@ -179,6 +180,19 @@ def age_histogram(table: pd.DataFrame) -> dict[str, int]:
     """
     decades = table.groupby(PERSON)["age_years"].min() // 10
     return {f"{int(d) * 10}-{int(d) * 10 + 9}": int(n) for d, n in decades.value_counts().sort_index().items()}
+
+
+def _name_hashes(table: pd.DataFrame, salt: str) -> pd.DataFrame:
+    """PERSON and `name_hash`: a row for each name of each person; other names are `<cohort>/<participant_id>;...`."""
+    people = table[PERSON].drop_duplicates()
+    names = people.assign(name=person_keys(people))
+    if "person_elsewhere" in table:
+        others = table[[*PERSON, "person_elsewhere"]].dropna().drop_duplicates()
+        others = others.assign(name=others["person_elsewhere"].str.split(";")).explode("name")
+        names = pd.concat([names, others.assign(name=others["name"].str.strip())])
+        names = names[names["name"] != ""]
+    hashes = [digest([salt, *name.split("/", 1)]) for name in names["name"]]
+    return names[PERSON].assign(name_hash=hashes)
 
 
 def _checked(split: pd.DataFrame, source: str) -> pd.DataFrame:
@@ -210,55 +224,12 @@ def _named(table: pd.DataFrame, column: str, names: list[str]) -> pd.Series:
     return table[column].isin(names)
 
 
-def _move_unseen_sites(people: pd.DataFrame, table: pd.DataFrame) -> None:
-    """test_internal people with a scan at a site that train does not have become test_external."""
+def _move_unseen_sites(people: pd.DataFrame, table: pd.DataFrame, to: str) -> None:
+    """test_internal people with a scan at a site that train does not have go `to` another split."""
     trained = people.merge(table[[*PERSON, "site"]], on=PERSON).query("split == 'train'")["site"]
     elsewhere = table.loc[table["site"].notna() & ~table["site"].isin(trained), PERSON]
     unseen = pd.MultiIndex.from_frame(people[PERSON]).isin(pd.MultiIndex.from_frame(elsewhere))
-    people.loc[unseen & (people["split"] == "test_internal"), "split"] = "test_external"
-
-
-def _in_share(
-    people: pd.DataFrame, first: pd.DataFrame, stratify: Sequence[str], fraction: float, purpose: str, seed: int
-) -> np.ndarray:
-    """bool [people]: who is drawn."""
-    if not stratify:
-        return (hash_shares(people, purpose, seed) < fraction).to_numpy()
-    if fraction == 0 or people.empty:
-        return np.zeros(len(people), dtype=bool)
-    return draw_stratified(people, strata(first, stratify, fraction), fraction, purpose=purpose, seed=seed)
-
-
-def _in_fold(
-    people: pd.DataFrame, first: pd.DataFrame, stratify: Sequence[str], folds: int, fold: int, seed: int
-) -> np.ndarray:
-    """bool [people]: who is in fold `fold`; DataError when nobody is."""
-    if not stratify:
-        found = np.floor(hash_shares(people, "fold", seed) * folds).to_numpy() == fold
-    else:
-        labels, left = strata(first, stratify, 1 / folds), np.arange(len(people))
-        # Each fold takes its share of who is left, which keeps every group of every fold at its share, rounded.
-        for number in range(fold + 1):
-            share, purpose = 1 / (folds - number), f"fold {number}"
-            drawn = draw_stratified(people.iloc[left], labels.iloc[left], share, purpose=purpose, seed=seed)
-            taken, left = left[drawn], left[~drawn]
-        found = np.isin(np.arange(len(people)), taken)
-    if not found.any():
-        raise DataError(
-            f"data.folds={folds}: nobody of {len(people)} people is in fold {fold}; expected fewer folds, or "
-            "data.stratify, which makes them equally large"
-        )
-    return found
-
-
-def _fold_of_groups(table: pd.DataFrame, folds_by: str, folds: int, seed: int) -> pd.Series:
-    dealt, groups = deal_groups(table, folds_by, folds, seed)
-    if groups < folds:
-        raise DataError(
-            f"data.folds={folds} by {folds_by}: found {groups} {folds_by}s (those that share people count as one); "
-            f"expected data.folds={groups} or fewer, or data.folds_by=person"
-        )
-    return dealt["fold"]
+    people.loc[unseen & (people["split"] == "test_internal"), "split"] = to
 
 
 def _refuse_stratify(stratify: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ import pandas as pd
 from brainage.config import EvaluateConfig
 from brainage.data.splits import refuse_leakage
 from brainage.data.table import scan_keys
-from brainage.downstream.features import Features, join
+from brainage.downstream.features import Features, join, refuse_seen_features
 from brainage.downstream.predictions import PREDICTION_COLUMNS, Predicted, by_seed, predictions_frame, stream
 from brainage.downstream.probes import WIDE_PENALTIES, RidgeProbe, fit_note, fitted_and_scored, people
 from brainage.downstream.results import (
@@ -69,9 +69,11 @@ def evaluate_age(
     `cohort` is the name that the rows carry; `seed` shuffles the folds and draws the resamples: give every model the
     same one, so that all are scored on the same resamples. The task `age` is the published protocol, whose penalty
     depends on the scale of the features; `age_standardised` beside it is a check of how much: a ridge on standardised
-    features over a wider grid. Raises what `fitted_and_scored`, `join` and `RidgeProbe.fit` raise.
+    features over a wider grid. Raises what `fitted_and_scored`, `refuse_seen_features`, `join` and `RidgeProbe.fit`
+    raise.
     """
     fitted, scored = fitted_and_scored(table, config.fit_splits)
+    refuse_seen_features(features, scored, allow=config.allow_seen)
     known = join(features, fitted), fitted["age_years"].to_numpy(), people(fitted)
     probe = RidgeProbe(seed=seed).fit(*known)
     check = RidgeProbe(WIDE_PENALTIES, seed=seed, standardise=True).fit(*known)

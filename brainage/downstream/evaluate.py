@@ -16,7 +16,7 @@ import pandas as pd
 
 from brainage.config import EvaluateConfig, Experiment, sibling, write_section
 from brainage.data.source import ScanSource
-from brainage.data.splits import refuse_seen
+from brainage.data.splits import refuse_seen, was_seen
 from brainage.data.table import person_keys, scan_keys, write_table
 from brainage.downstream.age import (
     PREDICTION_COLUMNS,
@@ -241,19 +241,24 @@ def _embedded(
         return embed(module, data, np.arange(len(data.table)), device=device)
 
     module.contract.refuse_other(data.contract, str(run.checkpoint))
-    return _kept(folder / "embeddings" / f"{label}.parquet", _digest(run.checkpoint), data, compute)
+    seen = was_seen(data.table, payload.seen, payload.salt)
+    return _kept(folder / "embeddings" / f"{label}.parquet", _digest(run.checkpoint), data, compute, seen.to_numpy())
 
 
-def _kept(path: Path, model: str, data: ScanSource, compute: Callable[[], pd.DataFrame]) -> Embeddings:
-    """The embeddings in `path` if they are those of this model and these samples, else computed and written."""
+def _kept(
+    path: Path, model: str, data: ScanSource, compute: Callable[[], pd.DataFrame], seen: np.ndarray | None = None
+) -> Embeddings:
+    """The embeddings in `path` if they are those of this model and these samples, else computed and written; `seen`
+    are the scans of people whom the model was trained on."""
     source = f"{model}, store {data.store.checksum}"
     if path.is_file():
         kept = read_embeddings(path)
         if kept.source == source and scan_keys(kept.keys).tolist() == scan_keys(data.table).tolist():
-            return kept
+            return kept._replace(seen=seen)
     frame = compute()
     path.parent.mkdir(exist_ok=True)
-    write_embeddings(path, frame, np.stack(list(frame["trunk"])), np.stack(list(frame["head"])), source=source)
+    vectors = np.stack(list(frame["trunk"])), np.stack(list(frame["head"]))
+    write_embeddings(path, frame, *vectors, source=source, seen=seen)
     return read_embeddings(path)
 
 

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.linalg
 
-from brainage.data.table import KEY, read_table, scan_keys, write_atomically
+from brainage.data.splits import refuse_scoring
+from brainage.data.table import KEY, person_keys, read_table, scan_keys, write_atomically
 from brainage.errors import DataError
 
 _BLOCK_VALUES = 64_000_000  # values of the samples held as float32 at once: 256 MB
@@ -31,6 +32,7 @@ class Features:
     keys: pd.DataFrame  # KEY columns, one row a scan
     values: np.ndarray  # float32 [n, D]
     part: str = ""  # trunk | head of a network; empty where there is none
+    seen: np.ndarray | None = None  # bool [n]: was the network trained on this scan's person? None: there is no network
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or len(self.keys) != len(self.values):
@@ -47,9 +49,10 @@ class Embeddings(NamedTuple):
     trunk: np.ndarray
     head: np.ndarray
     source: str = ""  # what they were computed from, as `write_embeddings` was told
+    seen: np.ndarray | None = None  # bool [n]: was the network trained on this scan's person? None: it was not trained
 
     def features(self, which: Literal["trunk", "head"], label: str, seed: int) -> Features:
-        return Features(label, seed, self.keys, self.trunk if which == "trunk" else self.head, which)
+        return Features(label, seed, self.keys, self.trunk if which == "trunk" else self.head, which, self.seen)
 
 
 def join(features: Features, table: pd.DataFrame) -> np.ndarray:
@@ -78,19 +81,38 @@ def join(features: Features, table: pd.DataFrame) -> np.ndarray:
     return values
 
 
+def refuse_seen_features(features: Features, scored: pd.DataFrame, *, allow: bool) -> None:
+    """Raise LeakageError when the network behind `features` was trained on people of `scored`, unless `allow`."""
+    if features.seen is None:
+        return
+    seen = pd.Index(scan_keys(features.keys))[np.asarray(features.seen, dtype=bool)]
+    people = person_keys(scored)  # all scans of a person: training may have seen another one
+    known = people.isin(people[scan_keys(scored).isin(seen)])
+    refuse_scoring(scored, known, allow=allow, context=f"{features.label} (seed {features.seed})")
+
+
 def write_embeddings(
-    path: str | Path, keys: pd.DataFrame, trunk: np.ndarray, head: np.ndarray, *, source: str = ""
+    path: str | Path,
+    keys: pd.DataFrame,
+    trunk: np.ndarray,
+    head: np.ndarray,
+    *,
+    source: str = "",
+    seen: np.ndarray | pd.Series | None = None,
 ) -> None:
     """Write a parquet file of the KEY columns and the lists `trunk` and `head`, whole or not at all.
 
-    `source` says what they were computed from (a checkpoint, a store) and is kept in the file's metadata.
+    `source` says what they were computed from (a checkpoint, a store) and is kept in the file's metadata. `seen`: a
+    bool a scan, whether the network was trained on its person (`was_seen`), so that no file of embeddings forgets whom
+    it must not be scored on; None for a network that was not trained.
     """
     if not len(keys) == len(trunk) == len(head):
         raise DataError(f"{path}: expected as many keys as vectors, found {len(keys)}, {len(trunk)} and {len(head)}")
     columns = {
         name: pa.array(keys[name].astype("string").fillna("").to_numpy(dtype=object), pa.string()) for name in KEY
     }
-    table = pa.table({**columns, "trunk": _lists(trunk), "head": _lists(head)})
+    known = {} if seen is None else {"seen": pa.array(np.asarray(seen, dtype=bool))}
+    table = pa.table({**columns, **known, "trunk": _lists(trunk), "head": _lists(head)})
     table = table.replace_schema_metadata({"source": source})
     write_atomically(path, lambda temporary: pq.write_table(table, temporary))
 
@@ -108,7 +130,8 @@ def read_embeddings(path: str | Path) -> Embeddings:
             raise DataError(f"{path}: column {name!r}: expected vectors of one length, found {sorted(lengths)[:5]}")
         vectors[name] = np.stack(list(frame[name])).astype(np.float32) if len(frame) else np.empty((0, 0), np.float32)
     source = (pq.read_schema(path).metadata or {}).get(b"source", b"").decode()
-    return Embeddings(frame[KEY], vectors["trunk"], vectors["head"], source)
+    seen = frame["seen"].to_numpy(dtype=bool) if "seen" in frame else None
+    return Embeddings(frame[KEY], vectors["trunk"], vectors["head"], source, seen)
 
 
 def raw_features(samples: np.ndarray, table: pd.DataFrame, label: str = "ridge") -> Features:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from brainage.config import EvaluateConfig
 from brainage.data.table import KEY, scan_keys
-from brainage.downstream.features import Features, join
+from brainage.downstream.features import Features, join, refuse_seen_features
 from brainage.downstream.predictions import Predicted, by_seed, stream
 from brainage.downstream.probes import SiteProbe, fit_note, fitted_and_scored, people
 from brainage.downstream.results import CHANCE, EXTERNAL, INTERNAL, missing_row, result_row, results_frame
@@ -48,9 +48,11 @@ def evaluate_site(
     protocol of 150 saga iterations. Scans without a site, and those of a site that only people outside the fitted
     splits have, are left out and counted in the note. One fitted site or no scan to score gives a row of NaN with the
     reason. Raises DataError when a site of test_internal is known neither to train nor to val (with `limited` it is
-    left out like the others: data.limit may have cut it from train), and what `fitted_and_scored` and `join` raise.
+    left out like the others: data.limit may have cut it from train), and what `fitted_and_scored`,
+    `refuse_seen_features` and `join` raise.
     """
     everybody, internal = fitted_and_scored(table, config.fit_splits, (INTERNAL,))
+    refuse_seen_features(features, internal, allow=config.allow_seen)
     if not limited:
         _refuse_unknown_sites(internal, table)
     fitted = everybody[everybody["site"].notna()]
