@@ -96,6 +96,13 @@ class LossConfig:
     sigma_years: float = 2.0  # kernel width (cauchy: gamma)
     same_subject: Literal["exclude", "positive"] = "exclude"  # two scans of one person in a batch
     bin_years: float = 2.0  # width of SupCon's age bins
+    normalise: Literal["row", "column"] = "row"  # yaware only; column is what two public codes do
+    as_published_code: bool = False  # thr only: what the published code computes in place of the formula
+    sigma_start_years: float = 0.0  # kernel width at the start, going to sigma_years in equal ratios; 0: constant
+    repel_nearest: int = 0  # scans nearest in the embedding that repel an anchor at the end of training; 0: all, always
+    site_repulsion: float = 1.0  # how often an embedding of the anchor's own site counts in what repels it
+    age_balance: float = 0.0  # anchors weighted by their age's density to the power of minus this; 1: rare counts alike
+    chunk_rows: int = 0  # scans whose rows of pairs are computed at once, to save memory; 0: all
     huber_delta_years: float = 1.0
 
 

@@ -24,7 +24,9 @@ What holds for every loss here:
 - `subject` [N] are integer ids of persons. Other scans of the anchor's person are left out of A(i)
   (`same_subject="exclude"`), or count as if they were of the same age ("positive"). Without ids each scan is a person.
 - An anchor without anything to be drawn to contributes 0 to the mean, which still divides by M.
-- No value is read back to the host, shapes depend on N, V, D alone, and memory is a few [M, M] blocks.
+- No value is read back to the host, shapes depend on N, V, D alone, and memory is a few [R, C] blocks.
+- `setting` says which anchors are computed (across ranks, or in chunks) and holds what goes beyond the formulas.
+L^thr and Rank-N-Contrast, whose repulsion depends on the positive as well, are in `ranking`.
 """
 
 from __future__ import annotations
@@ -32,24 +34,26 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from brainage.config import LossConfig, nearest
 from brainage.errors import ConfigError
-from brainage.losses.kernels import KERNELS
-
-
-class Pairs(NamedTuple):
-    """Anchors against columns, all that the formulas need to know of a batch."""
-
-    cosine: Tensor  # [R, C]
-    anchor_age_years: Tensor  # [R]
-    column_age_years: Tensor  # [C]
-    kin: Tensor  # [R, C] bool: same scan, and the same person where that counts as a positive
-    partner: Tensor  # [R, C] bool: the column is in A(i)
+from brainage.losses.pairs import (
+    Pairs,
+    Setting,
+    above_zero,
+    kernel_weights,
+    log_kernel,
+    log_kernel_sums,
+    make_pairs,
+    one_of,
+    over_temperature,
+    uniform_weights,
+)
+from brainage.losses.ranking import rnc_loss, thr_loss
 
 
 def exp_loss(
@@ -62,6 +66,7 @@ def exp_loss(
     sigma_years: float = 2.0,
     similarity: str = "cosine",
     same_subject: str = "exclude",
+    setting: Setting = Setting(),  # noqa: B008 (a constant)
 ) -> Tensor:
     """L^exp: people of like age attract each other, and repulsion grows with the age distance.
 
@@ -84,17 +89,17 @@ def exp_loss(
     >>> round(exp_loss(z, age_years, similarity="shifted").item(), 4)  # s = 0
     0.0
     """
-    _one_of("similarity", similarity, ("cosine", "shifted"))
+    one_of("similarity", similarity, ("cosine", "shifted"))
     if kernel == "gaussian" and sigma_years * math.sqrt(2 * math.pi) < 1:
         raise ConfigError(
             f"loss.sigma_years={sigma_years}: the gaussian kernel peaks above 1 there, so that L^exp attracts what it"
             " should repel; expected 0.4 or more, or loss.kernel=rbf"
         )
-    pairs = _pairs(z, age_years, subject, same_subject)
-    similarity_RC = _over_temperature(pairs.cosine - (1.0 if similarity == "shifted" else 0.0), temperature)
-    log_kernel_RC = _log_kernel(pairs, kernel, sigma_years)
+    pairs = make_pairs(z, age_years, subject, same_subject, setting)
+    similarity_RC = over_temperature(pairs.cosine - (1.0 if similarity == "shifted" else 0.0), temperature)
+    log_kernel_RC = log_kernel(pairs, kernel, sigma_years)
     repulsion_RC = similarity_RC * -torch.expm1(log_kernel_RC)  # s (1 - w), exact for w near 1
-    return _anchor_losses(similarity_RC, _kernel_weights(pairs, log_kernel_RC), repulsion_RC, pairs).mean()
+    return _mean_loss(similarity_RC, kernel_weights(pairs, log_kernel_RC), repulsion_RC, pairs)
 
 
 def yaware_loss(
@@ -106,14 +111,17 @@ def yaware_loss(
     kernel: str = "rbf",
     sigma_years: float = 2.0,
     same_subject: str = "exclude",
+    normalise: str = "row",
+    setting: Setting = Setting(),  # noqa: B008 (a constant)
 ) -> Tensor:
     """y-Aware InfoNCE: every other embedding is a positive to the degree its age is like the anchor's.
 
         - sum_{k in A(i)} [w_ik / sum_{t in A(i)} w_it] log( exp(s_ik) / sum_{t in A(i)} exp(s_it) )
 
     Dufumier et al., MICCAI 2021. Weights are divided by the sum over the anchor's own columns, as in the equation; the
-    paper's code divides along the other axis, so that anchors weigh 0.5 to 1.2 instead of 1, and returns twice the
-    mean. Kernels that differ by a factor (rbf, gaussian) give the same loss.
+    paper's code, and a later library, divide along the other axis, w_ik / sum_t w_tk, so that anchors weigh 0.5 to 1.2
+    instead of 1: `normalise="column"` (their value is twice this mean). Kernels that differ by a factor (rbf, gaussian)
+    give the same loss.
 
     z [N, V, D], age_years [N], subject [N] or None -> scalar. Raises ConfigError for values without meaning.
 
@@ -121,10 +129,17 @@ def yaware_loss(
     >>> round(yaware_loss(z, torch.tensor([20.0, 40.0, 80.0])).item(), 4)
     0.6931
     """
-    pairs = _pairs(z, age_years, subject, same_subject)
-    similarity_RC = _over_temperature(pairs.cosine, temperature)
-    weight_RC = _kernel_weights(pairs, _log_kernel(pairs, kernel, sigma_years))
-    return _anchor_losses(similarity_RC, weight_RC, similarity_RC, pairs).mean()
+    one_of("normalise", normalise, ("row", "column"))
+    pairs = make_pairs(z, age_years, subject, same_subject, setting)
+    similarity_RC = over_temperature(pairs.cosine, temperature)
+    log_kernel_RC = log_kernel(pairs, kernel, sigma_years)
+    if normalise == "column":
+        sums_C = log_kernel_sums(age_years, z.shape[1], subject, same_subject, kernel, sigma_years)
+        shares_RC = (log_kernel_RC - sums_C.to(log_kernel_RC)[None, :]).masked_fill(~pairs.partner, -torch.inf)
+        weight_RC = shares_RC.exp()
+    else:
+        weight_RC = kernel_weights(pairs, log_kernel_RC)
+    return _mean_loss(similarity_RC, weight_RC, similarity_RC, pairs)
 
 
 def infonce_loss(
@@ -134,6 +149,7 @@ def infonce_loss(
     subject: Tensor | None = None,
     temperature: float = 0.1,
     same_subject: str = "exclude",
+    setting: Setting = Setting(),  # noqa: B008 (a constant)
 ) -> Tensor:
     """InfoNCE (SimCLR's NT-Xent): only the other views of the scan are positives; ages are not used.
 
@@ -152,9 +168,9 @@ def infonce_loss(
         raise ConfigError(
             "loss.name=infonce: expected augment.views of 2 or more, since the other view is the positive"
         )
-    pairs = _pairs(z, age_years, subject, same_subject)
-    similarity_RC = _over_temperature(pairs.cosine, temperature)
-    return _anchor_losses(similarity_RC, _uniform_weights(pairs, pairs.kin), similarity_RC, pairs).mean()
+    pairs = make_pairs(z, age_years, subject, same_subject, setting)
+    similarity_RC = over_temperature(pairs.cosine, temperature)
+    return _mean_loss(similarity_RC, uniform_weights(pairs, pairs.kin), similarity_RC, pairs)
 
 
 def supcon_loss(
@@ -165,6 +181,7 @@ def supcon_loss(
     temperature: float = 0.1,
     bin_years: float = 2.0,
     same_subject: str = "exclude",
+    setting: Setting = Setting(),  # noqa: B008 (a constant)
 ) -> Tensor:
     """SupCon with age bins as classes: every embedding of the anchor's bin is a positive.
 
@@ -179,112 +196,72 @@ def supcon_loss(
     >>> round(supcon_loss(z, torch.tensor([40.0, 41.0, 60.0]), temperature=1.0).item(), 4)  # 2/3 log(1 + 1 / e)
     0.2088
     """
-    _above_zero("bin_years", bin_years)
-    pairs = _pairs(z, age_years, subject, same_subject)
-    similarity_RC = _over_temperature(pairs.cosine, temperature)
+    above_zero("bin_years", bin_years)
+    pairs = make_pairs(z, age_years, subject, same_subject, setting)
+    similarity_RC = over_temperature(pairs.cosine, temperature)
     bin_R, bin_C = (torch.floor(years / bin_years) for years in (pairs.anchor_age_years, pairs.column_age_years))
-    weight_RC = _uniform_weights(pairs, (bin_R[:, None] == bin_C[None, :]) | pairs.kin)
-    return _anchor_losses(similarity_RC, weight_RC, similarity_RC, pairs).mean()
+    weight_RC = uniform_weights(pairs, (bin_R[:, None] == bin_C[None, :]) | pairs.kin)
+    return _mean_loss(similarity_RC, weight_RC, similarity_RC, pairs)
 
 
 CONTRASTIVE: dict[str, Callable[..., Tensor]] = {
     "exp": exp_loss,
+    "thr": thr_loss,
     "yaware": yaware_loss,
     "infonce": infonce_loss,
     "supcon": supcon_loss,
+    "rnc": rnc_loss,
 }
 
 
 def contrastive_loss(config: LossConfig) -> Callable[..., Tensor]:
-    """The loss named by `config.name`, called as `loss(z [N, V, D], age_years [N], subject [N] | None)` -> scalar.
+    """The loss of a configuration, called as `loss(z [N, V, D], age_years [N], subject [N] | None)` -> scalar.
 
     Every keyword of the function that is a key of the configuration takes its value from there: the signature is the
-    configuration. Raises ConfigError for a name that is not in CONTRASTIVE.
+    configuration. Further keywords of the call: `site` [N], `progress` (share of the training done, 0 to 1: the kernel
+    width goes from `sigma_start_years` to `sigma_years` in equal ratios), and `rows`, the scans whose embeddings are
+    the anchors. With `chunk_rows` so many scans' rows are computed at a time, forward and backward, for memory's sake.
+
+    Raises ConfigError for a name that is not in CONTRASTIVE.
     """
     if config.name not in CONTRASTIVE:
         raise ConfigError(f"loss.name={config.name}: not a contrastive loss{nearest(config.name, list(CONTRASTIVE))}")
     function = CONTRASTIVE[config.name]
     values = {key: getattr(config, key) for key in inspect.signature(function).parameters if hasattr(config, key)}
+    extras = {key: getattr(config, key) for key in Setting._fields if hasattr(config, key)}
 
-    def loss(z: Tensor, age_years: Tensor, subject: Tensor | None = None) -> Tensor:
-        return function(z, age_years, subject=subject, **values)
+    def loss(
+        z: Tensor,
+        age_years: Tensor,
+        subject: Tensor | None = None,
+        *,
+        site: Tensor | None = None,
+        progress: float = 1.0,
+        rows: tuple[int, int] | None = None,
+    ) -> Tensor:
+        if config.sigma_start_years and "sigma_years" in values:
+            start, end = config.sigma_start_years, config.sigma_years
+            values["sigma_years"] = start * (end / start) ** min(max(progress, 0.0), 1.0)
+
+        def part(z: Tensor, first: int, last: int) -> Tensor:
+            setting = Setting(rows=(first, last), site=site, progress=progress, **extras)
+            return function(z, age_years, subject=subject, setting=setting, **values)
+
+        first, last = rows or (0, len(age_years))
+        if not config.chunk_rows or config.chunk_rows >= last - first:
+            return part(z, first, last)
+        total = z.new_zeros((), dtype=torch.promote_types(z.dtype, torch.float32))
+        for start in range(first, last, config.chunk_rows):
+            stop = min(start + config.chunk_rows, last)
+            total = total + (stop - start) * checkpoint(part, z, start, stop, use_reentrant=False)
+        return total / (last - first)
 
     return loss
 
 
-def _pairs(z: Tensor, age_years: Tensor, subject: Tensor | None, same_subject: str) -> Pairs:
-    _one_of("same_subject", same_subject, ("exclude", "positive"))
-    if z.ndim != 3 or age_years.shape != z.shape[:1] or (subject is not None and subject.shape != z.shape[:1]):
-        found = [list(x.shape) for x in (z, age_years, subject) if x is not None]
-        raise ValueError(f"z, age_years, subject: expected shapes [N, V, D], [N], [N], found {found}")
-    N, V, D = z.shape
-    z_MD = _unit_length(z.reshape(N * V, D))
-    scan_M = torch.arange(N, device=z.device).repeat_interleave(V)
-    same_scan = scan_M[:, None] == scan_M[None, :]
-    person_M = scan_M if subject is None else subject.repeat_interleave(V)
-    same_person = person_M[:, None] == person_M[None, :]
-    not_itself = ~torch.eye(N * V, dtype=torch.bool, device=z.device)
-    positive = same_subject == "positive"
-    # ages keep their own precision until they are subtracted: float32 distances of float64 ages lose nothing
-    age_years_M = age_years.to(torch.promote_types(age_years.dtype, torch.float32)).repeat_interleave(V)
-    # autocast would make this product bf16, and 1 / tau magnifies its error; on a GPU so does
-    # set_float32_matmul_precision("high"), which nothing here can undo (TF32 convolutions have a switch of their own)
-    with torch.autocast(z.device.type, enabled=False):
-        cosine_MM = z_MD @ z_MD.T
-    return Pairs(
-        cosine=cosine_MM,
-        anchor_age_years=age_years_M,
-        column_age_years=age_years_M,
-        kin=same_person if positive else same_scan,
-        partner=not_itself if positive else not_itself & (same_scan | ~same_person),
-    )
-
-
-def _unit_length(z_MD: Tensor) -> Tensor:
-    z_MD = z_MD.to(torch.promote_types(z_MD.dtype, torch.float32))
-    length_M1 = torch.linalg.vector_norm(z_MD, dim=1, keepdim=True)
-    dead_M1 = length_M1 < 1e-12  # false for NaN, which must reach the loss
-    # dividing a dead embedding by a small epsilon would multiply its gradient by 1 / epsilon
-    return torch.where(dead_M1, 0.0, z_MD / torch.where(dead_M1, 1.0, length_M1))
-
-
-def _log_kernel(pairs: Pairs, kernel: str, sigma_years: float) -> Tensor:
-    _one_of("kernel", kernel, tuple(KERNELS))
-    _above_zero("sigma_years", sigma_years)
-    distance_years_RC = (pairs.anchor_age_years[:, None] - pairs.column_age_years[None, :]).to(pairs.cosine.dtype)
-    return KERNELS[kernel](distance_years_RC.masked_fill(pairs.kin, 0.0), sigma_years)
-
-
-def _kernel_weights(pairs: Pairs, log_kernel_RC: Tensor) -> Tensor:
-    """w_ik / sum_t w_it over A(i); rows sum to 1, or to 0 where A(i) is empty."""
-    lowest = torch.finfo(log_kernel_RC.dtype).min  # -inf would make NaN of an empty row
-    return log_kernel_RC.masked_fill(~pairs.partner, lowest).softmax(dim=1) * pairs.partner
-
-
-def _uniform_weights(pairs: Pairs, positive_RC: Tensor) -> Tensor:
-    """1 / number of positives in A(i); rows sum to 1, or to 0 where there is none."""
-    positive_RC = (positive_RC & pairs.partner).to(pairs.cosine.dtype)
-    return positive_RC / positive_RC.sum(dim=1, keepdim=True).clamp_min(1.0)
-
-
-def _anchor_losses(similarity_RC: Tensor, weight_RC: Tensor, repulsion_RC: Tensor, pairs: Pairs) -> Tensor:
-    """log sum_{t in A(i)} exp(q_it) - sum_k p_ik s_ik for each anchor [R]; 0 where nothing attracts it."""
-    lowest = torch.finfo(repulsion_RC.dtype).min
-    repelled_R = repulsion_RC.masked_fill(~pairs.partner, lowest).logsumexp(dim=1)
+def _mean_loss(similarity_RC: Tensor, weight_RC: Tensor, repulsion_RC: Tensor, pairs: Pairs) -> Tensor:
+    """Mean over the anchors of sum_k p_ik (log sum_{t in A(i)} exp(q_it) - s_ik); 0 where nothing attracts."""
+    repelled_R = pairs.repulsion(repulsion_RC).logsumexp(dim=1)
     attracted_R = (weight_RC * similarity_RC).sum(dim=1)
-    return torch.where(weight_RC.any(dim=1), repelled_R - attracted_R, 0.0)
-
-
-def _over_temperature(cosine_RC: Tensor, temperature: float) -> Tensor:
-    _above_zero("temperature", temperature)
-    return cosine_RC / temperature
-
-
-def _above_zero(key: str, value: float) -> None:
-    if not value > 0:
-        raise ConfigError(f"loss.{key}={value}: expected a number above 0")
-
-
-def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigError(f"loss.{key}={value}: unknown{nearest(value, known)}")
+    drawn_R = weight_RC.any(dim=1) & pairs.repels.any(dim=1)
+    return pairs.mean(torch.where(drawn_R, weight_RC.sum(dim=1) * repelled_R - attracted_R, 0.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,10 +148,10 @@ class Health(L.Callback):
     def _collapse(module: PretrainingModule, z: torch.Tensor, ages: torch.Tensor) -> float:
         if "predicted_years" in module.outputs:  # supervised: the best constant prediction of this batch
             constant = ages.mean() if module.experiment.loss.name == "l2" else ages.median()
-            return float(module.loss(constant.expand_as(ages), ages))  # type: ignore[operator]
+            return float(module.loss(constant.expand_as(ages), ages))
         views, dim = z.shape[1], z.shape[2]
-        subject = module.outputs["subject"]
-        return float(collapse_value(module.loss, ages, views=views, dim=dim, subject=subject))  # type: ignore[arg-type]
+        loss = partial(module.loss, **module.loss_setting)
+        return float(collapse_value(loss, ages, views=views, dim=dim, subject=module.outputs["subject"]))
 
 
 class Keeper(L.Callback):

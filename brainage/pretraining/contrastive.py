@@ -21,10 +21,12 @@ class ContrastiveModule(PretrainingModule):
         self.loss = contrastive_loss(experiment.loss)
 
     def head_output(self, trunk: Tensor) -> Tensor:
-        """Unit-norm embedding [N, D], which is what the losses compare."""
-        return torch.nn.functional.normalize(self.head(trunk).float(), dim=-1)
+        """Embedding [N, D] as the loss compares it: of unit norm, but for Rank-N-Contrast."""
+        z = self.head(trunk).float()
+        return z if self.experiment.loss.name == "rnc" else torch.nn.functional.normalize(z, dim=-1)
 
     def loss_of(self, trunk: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         subjects = len(batch["age_years"])
         z = self.head_output(trunk).view(subjects, len(trunk) // subjects, -1)  # [B, V, D]
-        return self.loss(z, batch["age_years"], batch["subject"]), {"z": z.detach()}
+        self.loss_setting = {"site": batch.get("site"), "progress": self.global_step / max(self.total_steps, 1)}
+        return self.loss(z, batch["age_years"], batch["subject"], **self.loss_setting), {"z": z.detach()}

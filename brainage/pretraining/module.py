@@ -6,6 +6,7 @@ Legend: B scans of the batch, V views, N = B V samples, D embedding, F trunk fea
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -76,6 +77,7 @@ class PretrainingModule(L.LightningModule, ABC):
     """
 
     head: nn.Module
+    loss: Callable[..., Tensor]
 
     def __init__(self, experiment: Experiment, contract: InputContract, *, steps_per_epoch: int = 1) -> None:
         super().__init__()
@@ -86,6 +88,7 @@ class PretrainingModule(L.LightningModule, ABC):
         self.normaliser = Normaliser(experiment.data.intensity, contract.shape)
         self.encoder = build_encoder(experiment.encoder, contract)
         self.outputs: dict[str, Tensor] = {}  # of the last training step, detached: what the callbacks look at
+        self.loss_setting: dict[str, Any] = {}  # further keywords of the last batch's loss
         self.validation: list[dict[str, Tensor]] = []
 
     def compile_encoder(self) -> None:

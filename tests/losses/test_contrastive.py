@@ -124,7 +124,7 @@ def test_order_of_scans_and_of_views_and_the_origin_of_age_do_not_matter(row: Ro
     torch.testing.assert_close(compute(row, z, age_years + shift, subject), value)
 
 
-@pytest.mark.parametrize("name", CONTRASTIVE_NAMES)
+@pytest.mark.parametrize("name", [name for name in CONTRASTIVE_NAMES if name != "rnc"])
 def test_embeddings_are_normalised_inside(name: str) -> None:
     z, age_years = ring(5), torch.tensor([20.0, 21.0, 30.0, 50.0, 51.0])
     scale = torch.linspace(0.01, 90, 10, dtype=torch.float64).reshape(5, 2, 1)
@@ -132,7 +132,12 @@ def test_embeddings_are_normalised_inside(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("row", [row for row in ROWS if row.batch.keys.get("temperature", 0.01) == 0.01], ids=str)
+@pytest.mark.parametrize(
+    "row",
+    # what the published L^thr computes depends on the precision: see test_thr_as_published
+    [r for r in ROWS if r.batch.keys.get("temperature", 0.01) == 0.01 and "as_published_code" not in r.keys],
+    ids=str,
+)
 def test_low_precision_and_low_temperature_stay_finite_and_close_to_float64(row: Row, dtype: torch.dtype) -> None:
     row = row._replace(batch=row.batch._replace(keys={**row.batch.keys, "temperature": 0.01}))
     z, age_years, subject = inputs_of(row)
@@ -157,7 +162,7 @@ def test_inside_bf16_autocast_the_loss_stays_float32(name: str) -> None:
     assert inside.item() == outside.item()
 
 
-@pytest.mark.parametrize("name", CONTRASTIVE_NAMES)
+@pytest.mark.parametrize("name", [name for name in CONTRASTIVE_NAMES if name != "rnc"])
 def test_a_dead_embedding_gets_no_gradient_and_a_nan_one_reaches_the_loss(name: str) -> None:
     z, age_years = ring(4).float(), torch.tensor([20.0, 21.0, 30.0, 50.0])
     z[1, 0] = 0
@@ -215,7 +220,8 @@ def test_a_batch_of_one_person_is_the_mean_of_its_scans_unless_they_are_positive
     z, age_years, person = ring(3), torch.tensor([20.0, 20.5, 33.0]), torch.tensor([6, 6, 6])
     alone = torch.stack([CONTRASTIVE[name](z[n : n + 1], age_years[n : n + 1]) for n in range(3)]).mean()
     torch.testing.assert_close(CONTRASTIVE[name](z, age_years, subject=person), alone)
-    assert not torch.isclose(CONTRASTIVE[name](z, age_years, subject=person, same_subject="positive"), alone)
+    if name != "thr":  # all of one age: nobody lies beyond anybody
+        assert not torch.isclose(CONTRASTIVE[name](z, age_years, subject=person, same_subject="positive"), alone)
     assert not torch.isclose(CONTRASTIVE[name](z, age_years), alone)
 
 
