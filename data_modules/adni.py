@@ -30,15 +30,13 @@ from brainage.data.table import DROPPED_COLUMNS, CohortTable, finish_table
 from brainage.errors import DataError
 from data_modules.adni_tables import PTID, visit_code
 from data_modules.adni_visits import join_visits, read_visits
-from data_modules.loni import describe_images, find_images, one_each, read_search, without_file
-from data_modules.loni_reader import LoniReader
-from data_modules.sheets import dates
+from data_modules.loni import describe_images, find_images, read_search, without_file
+from data_modules.loni_reader import LoniReader, loni_session_dates
 from data_modules.volumes import NATIVE
 
 EXTRA_COLUMNS = ("diagnosis_detail", "mci_outcome", "mmse", "cdr", "cdr_sum", "apoe4", "education_years", "field_tesla",
                  "manufacturer", "scanner", "days_to_clinical")  # fmt: skip
 _LABEL = re.compile(r"^(?:ADNI)?(\d{3})_?S_?(\d{4,5})$", re.IGNORECASE)
-_SESSION_DATE = r"\d{4}-?\d{2}-?\d{2}"
 
 
 @dataclass(frozen=True)
@@ -101,9 +99,8 @@ class ADNI(LoniReader):
         scans = join_visits(scans, visits, self.options.visit_window_days)
         left_out = scans["reason"].notna()
         dropped = [dropped, scans[left_out]]
-        for by, what in (("acquired", "same acquisition as"), ("session_id", "second T1 of this session, after")):
-            scans, again = one_each(scans[scans["reason"].isna()], ["participant_id", by], what)
-            dropped.append(again)
+        scans, again = self.one_a_session(scans[~left_out])
+        dropped += again
         return _Found(scans, _together(*dropped).assign(cohort="adni"), set(visits["participant_id"]))
 
     def _outcomes(self, visits: pd.DataFrame) -> pd.Series:
@@ -135,16 +132,13 @@ class ADNI(LoniReader):
         files = self.prepared_files()
         parts = files["label"].str.extract(_LABEL)
         files["participant_id"] = parts[0] + "_S_" + parts[1]
-        dated = files["session"].str.fullmatch(_SESSION_DATE)
-        files["date"] = dates(files["session"].where(dated).str.replace("-", "", regex=False))
-        files["code"] = files["session"].map(visit_code).where(~dated).astype("string")
+        files["date"] = loni_session_dates(files["session"])
+        files["code"] = files["session"].map(visit_code).where(files["date"].isna()).astype("string")
         nobody = files["participant_id"].isna()
         words = "sub-" + files["label"] + " is no ADNI subject like sub-ADNI027S0074"
         strangers = files.assign(reason=words)[nobody]
         files = files[~nobody].reset_index(drop=True)
-        # what one_each goes by in the download tree: here the order of the files, NIfTI before arrays
-        files = files.assign(acquired=files["path"], description="", acceleration="")
-        return files.assign(image_id=[str(number) for number in files.index]), strangers
+        return files.assign(image_id=pd.Series(pd.NA, index=files.index, dtype="string")), strangers
 
 
 def _together(*frames: pd.DataFrame) -> pd.DataFrame:

@@ -14,8 +14,10 @@ import pandas as pd
 from brainage.errors import ConfigError, DataError
 from brainage.imaging.contract import InputContract
 from data_modules.bids_files import list_files
+from data_modules.loni import one_each
 from data_modules.openbhb_layout import VOLUMES, load_array, stored_grid
 from data_modules.reader import CohortReader
+from data_modules.sheets import dates
 from data_modules.volumes import (
     NATIVE,
     PREPARED,
@@ -77,6 +79,18 @@ class LoniReader(CohortReader):
         files = files.sort_values(["label", "session", "array", "run", "path"], ignore_index=True)
         return files[["label", "session", "run", "path"]]
 
+    def one_a_session(self, scans: pd.DataFrame) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
+        """One scan of each person and session, and the others with their reason; see `one_each` for images of the tree.
+        Of prepared files the first in the order of `prepared_files` is kept."""
+        by = ["participant_id", "session_id"]
+        if self.modality in NATIVE:
+            scans, same = one_each(scans, ["participant_id", "acquired"], "same acquisition as")
+            scans, second = one_each(scans, by, "second T1 of this session, after")
+            return scans, [same, second]
+        first = scans.groupby(by)["path"].transform("first")
+        again = scans["path"] != first
+        return scans[~again], [scans.assign(reason=f"second {self.modality} of this session, after " + first)[again]]
+
     @cached_property
     def _contract(self) -> InputContract:
         if self.modality in NATIVE:
@@ -110,3 +124,8 @@ class LoniReader(CohortReader):
     @property
     def _template(self) -> Path:
         return self.root / "resource" / VOLUMES[self.modality].template
+
+
+def loni_session_dates(sessions: pd.Series) -> pd.Series:
+    """Dates of session labels like 20110602 or 2011-06-02, NaT for others."""
+    return dates(sessions.where(sessions.str.fullmatch(r"\d{4}-?\d{2}-?\d{2}")).str.replace("-", "", regex=False))
