@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +13,28 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from brainage.config import DataConfig, nearest
+from brainage.config import DataConfig
 from brainage.data.array_store import ArrayStore
+from brainage.data.joined import JoinedStore
+from brainage.data.masking import load_mask
+from brainage.data.overlap import add_groups
 from brainage.data.sampling import StepBatches
-from brainage.data.splits import apply_split, carve_val, draw_split, read_split, refuse_leakage, split_hash
+from brainage.data.splits import apply_split, refuse_leakage, split_hash
 from brainage.data.store import estimate_bytes, prepare_store
-from brainage.data.table import SPLITS, CohortTable, person_keys, person_numbers
-from brainage.errors import ConfigError
+from brainage.data.table import CohortTable, finish_dropped, person_numbers, write_tsv
 from brainage.imaging.contract import InputContract
-from data_modules import COHORTS
 from data_modules.batches import Batch, DeviceSide, ScanBatches, TimedLoader
+from data_modules.describe import describe
+from data_modules.member_splits import choose_split
+from data_modules.mixture import Member, join_listings, open_members, open_reader, rows_by_member
+from data_modules.overlaps import Overlaps
 from data_modules.reader import CohortReader
 
-
-def open_reader(config: DataConfig) -> CohortReader:
-    """The reader of the configured cohort; ConfigError on an unknown cohort or modality, DataError on the root."""
-    if config.cohort not in COHORTS:
-        raise ConfigError(f"data.cohort={config.cohort}: unknown{nearest(config.cohort, list(COHORTS))}")
-    return COHORTS[config.cohort](config.root, config.modality, config.spacing_mm, config.options)
+__all__ = ["CohortDataModule", "open_reader"]
 
 
 class CohortDataModule(L.LightningDataModule):
-    """One cohort, read once into a store and served in whole batches.
+    """One cohort, or several as one (`mixture`), each read once into its store and served in whole batches.
 
     A batch is a dictionary: `sample` [B, *contract.shape] in the stored type (absent when `resident: device`, where
     `index` picks rows on the device), `age_years` [B] float32, `subject` [B] int64 (equal for the scans of one person),
@@ -48,85 +48,66 @@ class CohortDataModule(L.LightningDataModule):
         self.config = config
         self.seed = seed
         self.overfit_batches = overfit_batches
-        self.reader = reader or open_reader(config)
-        self.contract: InputContract = self.reader.contract()
-        self.listed: CohortTable = self.reader.table()
-        self.split = self._split()
+        self.members: list[Member] = open_members(config, reader)
+        self.contract: InputContract = self.members[0].contract
+        self.mask = load_mask(config.mask, config.mask_threshold, self.contract) if config.mask else None
+        if self.mask is not None:
+            self.contract = self.mask.contract(self.contract)
+        self.listed: CohortTable = join_listings(self.members)
+        self.split, self.split_source = choose_split(config, self.members, self.listed.table)
         self.split_hash = split_hash(self.split)
+        self.overlaps = Overlaps(config.overlap, self.members, self.listed.table) if len(self.members) > 1 else None
+        if self.overlaps:
+            self.overlaps.refuse(self.split)  # by ids, before anything is read
         self._store: ArrayStore | None = None
         self._table: pd.DataFrame | None = None
         self._device_side: DeviceSide | None = None
         self._loader: TimedLoader | None = None
 
     @property
+    def reader(self) -> CohortReader:
+        """Of the first cohort."""
+        return self.members[0].reader
+
+    @property
     def store_path(self) -> Path:
-        """`data.store`, or a folder named after the cohort, the modality and where the cohort lies."""
+        """`data.store`, or a folder named after the cohort, the modality and where the cohort lies.
+
+        Of a mixture it holds no samples: those are in the stores of its members.
+        """
+        paths = self.member_paths()
+        if len(paths) == 1:
+            return paths[0]
         if self.config.store != "auto":
             return Path(self.config.store)
-        identity = f"{self.reader.root.resolve()}|{self.config.spacing_mm}|{self.config.limit}"
-        if self.config.limit:  # which scans those are depends on the split
-            identity += f"|people by hash|{self.split_hash}"
-        digest = hashlib.blake2b(identity.encode(), digest_size=4).hexdigest()
-        return Path("stores") / f"{self.config.cohort}_{self.config.modality}_{digest}"
+        digest = hashlib.blake2b("|".join(map(str, paths)).encode(), digest_size=4).hexdigest()
+        return Path("stores") / f"{self.config.cohort}_{digest}"
 
     def planned(self) -> pd.DataFrame:
-        """The scans that a store will hold, with their split, before any of them is read.
-
-        `data.limit` takes people in the order of a hash, each with all scans: ids are often sorted by site.
-        """
-        table = apply_split(self.listed.table, self.split)
-        if self.config.limit:
-            shuffled = table.iloc[np.argsort(person_numbers(table), kind="stable")]
-            kept = shuffled.groupby("split", sort=False).head(self.config.limit).index
-            table = table.loc[kept.sort_values()].reset_index(drop=True)
-        return table
+        """The scans that there will be, with their split, before any of them is read."""
+        table = self._stored()
+        return table[self._left_out(table).isna()].reset_index(drop=True)
 
     def bytes_needed(self) -> int:
-        """Disk the store takes."""
-        return estimate_bytes(len(self.planned()), self.contract)
+        """Disk that the stores take."""
+        return sum(estimate_bytes(len(rows), self.contract) for rows in self._rows_by_member())
 
     def describe(self) -> dict[str, str]:
         """Lines of the plan: scans, people and sites of each split, who was dropped or absent, and the store."""
-        table = self.planned()
-        lines = {"cohort": f"{self.config.cohort} {self.config.modality} at {self.reader.root}"}
-        for split in SPLITS:
-            part = table[table["split"] == split]
-            if len(part):
-                ages = part["age_years"]
-                people, sites = person_keys(part).nunique(), part["site"].nunique()
-                lines[split] = (
-                    f"{len(part)} scans of {people} people at {sites} site{'s' * (sites != 1)}, "
-                    f"ages {ages.min():.1f}-{ages.max():.1f}"
-                )
-        if len(self.listed.dropped):
-            reasons = self.listed.dropped["reason"].value_counts()
-            shown = "; ".join(f"{reason} ({count})" for reason, count in reasons.head(3).items())
-            lines["dropped"] = f"{len(self.listed.dropped)}: {shown}" + ("; ..." if len(reasons) > 3 else "")
-        absent = self.reader.without_scan()
-        if absent:
-            named = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
-            lines["absent"] = (
-                f"{len(absent)} people of the cohort's tables have no {self.config.modality} here: {named}"
-            )
-        lines["sample"] = f"{tuple(self.contract.shape)} {self.contract.dtype}, {self.contract.modality}"
-        state = "prepared" if self.store_path.is_dir() else "to be prepared"
-        lines["store"] = f"{self.store_path} ({self.bytes_needed() / 2**30:.2f} GiB, {state})"
-        return lines
+        return describe(self)
 
     def prepare(self, on_progress: Callable[[int, int], None] | None = None) -> ArrayStore:
-        """Build the store, or finish building it, or open it when it is already there."""
-        table = self.planned()
-        self._store = prepare_store(
-            # A split belongs to an experiment, the store to all of them.
-            table.assign(split=pd.array([pd.NA] * len(table), dtype="string")),
-            self.contract,
-            self.reader.read,
-            self.store_path,
-            workers=self.config.prepare_workers,
-            dropped=self.listed.dropped,
-            on_progress=on_progress,
-            stamp=self.reader.stamp,
-        )
+        """Build each store, or finish building it, or open it when it is already there; a mixture then looks for
+        people who are in two of its cohorts."""
+        done, total = 0, len(self._stored())
+        prepared: dict[int, ArrayStore] = {}  # by the member's place; data.limit may leave nobody of a small one
+        for place, (rows, path) in enumerate(zip(self._rows_by_member(), self.member_paths(), strict=True)):
+            if len(rows):
+                advance = _further(on_progress, done, total)
+                prepared[place] = self._prepare_member(self.members[place], rows, path, advance)
+                done += len(rows)
+        self._table = None
+        self._store = self._view(prepared)
         return self._store
 
     @property
@@ -202,41 +183,79 @@ class CohortDataModule(L.LightningDataModule):
         reuse = 0 if self.config.workers or torch.cuda.is_available() else 3
         return ScanBatches(self._source(), self.table, rows, reuse=reuse)
 
-    def _split(self) -> pd.DataFrame:
-        """The split file, else the official split, else a drawn one; val is carved out of its train people, unless a
-        split file has val itself. Keys of a split that is not drawn, or of a val that is not carved, are refused."""
-        config, drawn = self.config, ["external_sites", "internal_fraction"]
-        if config.split:
-            self.split_source = "file"
-            split = read_split(Path(config.split))
-            has_val = bool((split["split"] == "val").any())
-            self._refuse_without_effect([*drawn, *(["val_fraction"] if has_val else [])], f"data.split={config.split}")
-            if has_val:
-                return split
-        elif (official := self.reader.official_split()) is not None:
-            self.split_source = "official"
-            self._refuse_without_effect(drawn, f"the official split of {config.cohort}")
-            split = official
-        else:
-            self.split_source = "drawn"
-            split = draw_split(
-                self.listed.table,
-                external_sites=config.external_sites,
-                internal_fraction=config.internal_fraction,
-                seed=config.split_seed,
-            )
-        return carve_val(split, fraction=config.val_fraction, seed=config.split_seed)
+    def _stored(self) -> pd.DataFrame:
+        """The scans that the stores hold, with their split.
 
-    def _refuse_without_effect(self, keys: list[str], ruling: str) -> None:
-        default = DataConfig()
-        given = [key for key in keys if getattr(self.config, key) != getattr(default, key)]
-        if given:
-            found = ", ".join(f"data.{key}={getattr(self.config, key)}" for key in given)
-            back = " ".join(f"data.{key}={getattr(default, key)}" for key in given)
-            raise ConfigError(
-                f"{found}: without effect, since {ruling} says who is in which split; expected {back}, or another "
-                "split as a file, named with data.split"
-            )
+        `data.limit` takes people in the order of a hash, each with all scans: ids are often sorted by site.
+        """
+        table = apply_split(self.listed.table, self.split)
+        return table.iloc[self._limited(table)].reset_index(drop=True)
+
+    def _limited(self, table: pd.DataFrame) -> np.ndarray:
+        """Rows of the first `data.limit` scans of each split, ascending; all of them without a limit."""
+        if not self.config.limit:
+            return np.arange(len(table))
+        order = np.argsort(person_numbers(table), kind="stable")
+        kept = table.iloc[order].assign(row=order).groupby("split", sort=False).head(self.config.limit)
+        return np.sort(kept["row"].to_numpy())
+
+    def _rows_by_member(self) -> list[np.ndarray]:
+        return rows_by_member(self.members, self._limited(apply_split(self.listed.table, self.split)))
+
+    def member_paths(self) -> list[Path]:
+        digest = self.mask.digest if self.mask is not None else ""
+        return [member.store_path(self.config.limit, self.split_hash, digest) for member in self.members]
+
+    def _left_out(self, table: pd.DataFrame) -> pd.Series:
+        """Why a stored scan is not used here; NA where it is."""
+        if self.overlaps is None:
+            return pd.Series(pd.NA, index=table.index, dtype="string")
+        return self.overlaps.left_out(table)
+
+    def _prepare_member(
+        self, member: Member, rows: np.ndarray, path: Path, on_progress: Callable[[int, int], None] | None
+    ) -> ArrayStore:
+        table = member.listed.table.iloc[rows]
+        return prepare_store(
+            # A split belongs to an experiment, the store to all of them.
+            table.assign(split=pd.array([pd.NA] * len(table), dtype="string")),
+            member.contract,
+            member.reader.read,
+            path,
+            workers=self.config.prepare_workers,
+            dropped=member.listed.dropped,
+            on_progress=on_progress,
+            stamp=member.reader.stamp,
+            mask=self.mask,
+        )
+
+    def _view(self, prepared: Mapping[int, ArrayStore]) -> ArrayStore:
+        """The one store, or those of a mixture as one, without the scans that are left out."""
+        if self.overlaps is None:
+            return prepared[0]
+        members, stores = [self.members[place] for place in prepared], list(prepared.values())
+        tables = [member.named(store.table) for member, store in zip(members, stores, strict=True)]
+        self.overlaps.look_at(stores, tables, self.store_path)
+        self.overlaps.judge(self.split)
+        reasons = [self._left_out(table) for table in tables]
+        unused = [table.assign(reason=why)[why.notna()] for table, why in zip(tables, reasons, strict=True)]
+        lost = [member.named(store.dropped) for member, store in zip(members, stores, strict=True)]
+        view = JoinedStore(
+            stores,
+            [add_groups(table, self.overlaps.groups) for table in tables],
+            path=self.store_path,
+            dropped=finish_dropped(*lost, *unused),
+            keep=[why.isna().to_numpy() for why in reasons],
+        )
+        write_tsv(view.dropped, self.store_path / "dropped.tsv")
+        return view
+
+
+def _further(
+    on_progress: Callable[[int, int], None] | None, done: int, total: int
+) -> Callable[[int, int], None] | None:
+    """`on_progress` of one store among several: counts on from `done`."""
+    return on_progress and (lambda finished, _: on_progress(done + finished, total))
 
 
 def _identity(batch: Any) -> Any:
