@@ -238,16 +238,16 @@ def _ages(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     differ = "age " + whole.map("{:g}".format) + " (field 21003) is not " + shown + " by birth and visit (34, 52, 53)"
     reason = reason.fillna(differ.astype("string").where(apart))
     outside = age.notna() & ~age.between(*AGES_YEARS)
-    unlikely = "age " + shown + f" is outside {between} years: nobody so old was recruited"
+    unlikely = "age " + shown + f" is outside {between} years: UK Biobank scanned nobody of that age"
     return age, reason.fillna(unlikely.astype("string").where(outside))
 
 
 def _since_first(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     """Years since the first imaging visit of the person (rows are sorted), and a reason where they are below 0."""
     first = rows.drop_duplicates("participant_id").set_index("participant_id")
-    by_date = (rows["visit_date"] - rows["participant_id"].map(first["visit_date"])).dt.days / 365.25
-    by_age = rows["age_years"] - rows["participant_id"].map(first["age_years"])
-    since = by_date.fillna(by_age).astype("float64").round(3)
+    first = first.loc[rows["participant_id"]].set_axis(rows.index)
+    by_date = ((rows["visit_date"] - first["visit_date"]).dt.days / 365.25).astype("float64")
+    since = by_date.fillna((rows["age_years"] - first["age_years"]).astype("float64")).round(3)
     early = since < 0
     reason = pd.Series(pd.NA, index=rows.index, dtype="string")
     reason[early] = "visit " + rows["session_id"] + " lies before the first imaging visit"
