@@ -58,8 +58,7 @@ class ScanBatches(Dataset):
         assert self.source is not None
         contract = self.source.contract
         out = self._buffer((len(index), *stored_shape(contract)), contract.dtype)
-        read = self.source.read_stored if contract.mask else self.source.read
-        read(index, out=out.numpy())
+        self.source.read_stored(index, out=out.numpy())
         return out
 
     def _buffer(self, shape: tuple[int, ...], dtype: np.dtype) -> torch.Tensor:
@@ -99,10 +98,9 @@ def rows_on(device: torch.device, store: ArrayStore) -> torch.Tensor:
     """All rows of a store as stored; the host never holds more than a block of them beside the file cache."""
     rows = torch.empty((len(store), *stored_shape(store.contract)), dtype=_kind(store.contract.dtype), device=device)
     size = max(1, _BLOCK_BYTES // max(1, store.nbytes // len(store)))
-    read = store.read_stored if store.contract.mask else store.read
     for start in range(0, len(store), size):
         places = range(start, min(start + size, len(store)))
-        rows[start : places.stop] = torch.from_numpy(read(places)).to(device)
+        rows[start : places.stop] = torch.from_numpy(store.read_stored(places)).to(device)
     return rows
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from brainage.data.array_store import ArrayStore
-from brainage.data.masking import Mask, load_mask, unmask
+from brainage.data.masking import Mask, gathered, load_mask, unmask
 from brainage.data.store import estimate_bytes, prepare_store
 from brainage.downstream.features import pca_features
 from brainage.errors import ContractError, StoreError
@@ -110,6 +110,16 @@ def test_the_device_makes_the_volumes_that_the_host_makes(tmp_path):
     volumes = unmask(values, torch.from_numpy(store.mask.index), store.contract.shape)
     assert volumes.dtype == torch.float16
     np.testing.assert_array_equal(volumes.numpy(), store.read([2, 9]))
+    as_on_a_gpu = gathered(values, torch.from_numpy(store.mask.index), MASK.inside.size)
+    assert torch.equal(as_on_a_gpu.view_as(volumes), volumes)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_makes_them_too(tmp_path):
+    store = build(tmp_path, mask=MASK)
+    values, index = torch.from_numpy(store.read_stored([2, 9])).cuda(), torch.from_numpy(store.mask.index).cuda()
+    np.testing.assert_array_equal(unmask(values, index, store.contract.shape).cpu().numpy(), store.read([2, 9]))
 
 
 def test_with_a_mask_or_without_the_same_scans_are_damaged(tmp_path):
