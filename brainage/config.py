@@ -85,13 +85,14 @@ POSITIVE = (
     "data.batch_size", "loss.temperature", "loss.sigma_years", "optim.lr", "trainer.epochs", "trainer.devices",
     "augment.views", "encoder.width", "encoder.head_dim", "checkpoint.every_steps", "checkpoint.keep",
     "health.every_steps", "evaluate.bootstrap", "evaluate.seeds", "loss.bin_years", "loss.huber_delta_years",
-    "loss.site_repulsion",
+    "loss.site_repulsion", "loss.regulariser_window_years",
     "optim.step_epochs", "trainer.validate_every_epochs", "health.patience",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "data.split_seed", "data.limit", "data.workers", "data.prepare_workers", "data.spacing_mm",
     "data.mask_threshold", "data.folds", "data.fold",
     "loss.sigma_start_years", "loss.repel_nearest", "loss.age_balance", "loss.chunk_rows",
+    "loss.site_penalty", "loss.regulariser_weight",
     "optim.weight_decay", "optim.momentum", "optim.warmup_epochs", "optim.clip_norm",
     "trainer.threads", "trainer.overfit_batches", "evaluate.scatter_points",
 )  # fmt: skip

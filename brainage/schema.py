@@ -102,6 +102,10 @@ class LossConfig:
     repel_nearest: int = 0  # scans nearest in the embedding that repel an anchor at the end of training; 0: all, always
     site_repulsion: float = 1.0  # how often an embedding of the anchor's own site counts in what repels it
     age_balance: float = 0.0  # anchors weighted by their age's density to the power of minus this; 1: rare counts alike
+    site_penalty: float = 0.0  # times the dependence of the embedding on site, added to a contrastive loss
+    regulariser: Literal["none", "order", "conr"] = "none"  # added to a supervised loss, on the trunk's features
+    regulariser_weight: float = 1.0
+    regulariser_window_years: float = 1.0  # conr: ages that count as alike
     chunk_rows: int = 0  # scans whose rows of pairs are computed at once, to save memory; 0: all
     huber_delta_years: float = 1.0
 

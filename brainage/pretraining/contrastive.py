@@ -9,6 +9,7 @@ from brainage.config import Experiment
 from brainage.encoders import build_head
 from brainage.imaging.contract import InputContract
 from brainage.losses import contrastive_loss
+from brainage.losses.regularisers import site_dependence
 from brainage.pretraining.module import PretrainingModule
 
 
@@ -29,4 +30,8 @@ class ContrastiveModule(PretrainingModule):
         subjects = len(batch["age_years"])
         z = self.head_output(trunk).view(subjects, len(trunk) // subjects, -1)  # [B, V, D]
         self.loss_setting = {"site": batch.get("site"), "progress": self.global_step / max(self.total_steps, 1)}
-        return self.loss(z, batch["age_years"], batch["subject"], **self.loss_setting), {"z": z.detach()}
+        loss = self.loss(z, batch["age_years"], batch["subject"], **self.loss_setting)
+        penalty = self.experiment.loss.site_penalty
+        if penalty:  # 0 for a collapsed embedding, so that the health watch needs not know of it
+            loss = loss + penalty * site_dependence(z.flatten(0, 1), batch["site"].repeat_interleave(z.shape[1]))
+        return loss, {"z": z.detach()}

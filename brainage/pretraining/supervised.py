@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from brainage.config import Experiment
 from brainage.imaging.contract import InputContract
 from brainage.losses import supervised_loss
+from brainage.losses.regularisers import conr_regulariser, order_regulariser
 from brainage.pretraining.module import PretrainingModule
 
 
@@ -45,7 +46,19 @@ class SupervisedModule(PretrainingModule):
         predicted = self.head_output(trunk).squeeze(-1)  # [N]
         age_years = batch["age_years"].repeat_interleave(len(predicted) // subjects)
         z = trunk.detach().view(subjects, len(trunk) // subjects, -1)
-        return self.loss(predicted, age_years), {"z": z, "predicted_years": predicted.detach()}
+        loss = self.loss(predicted, age_years) + self._regularised(trunk, age_years, predicted)
+        return loss, {"z": z, "predicted_years": predicted.detach()}
+
+    def _regularised(self, trunk: Tensor, age_years: Tensor, predicted: Tensor) -> Tensor | float:
+        """The weighted regulariser of trunk features [N, F]."""
+        config = self.experiment.loss
+        if config.regulariser == "order":
+            return config.regulariser_weight * order_regulariser(trunk, age_years)
+        if config.regulariser == "conr":
+            window = config.regulariser_window_years
+            term = conr_regulariser(trunk, age_years, predicted, window_years=window, temperature=config.temperature)
+            return config.regulariser_weight * term
+        return 0.0
 
     def validation_metrics(self) -> dict[str, float]:
         metrics = super().validation_metrics()
