@@ -8,7 +8,8 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
-from brainage.data.table import PERSON, SPLITS
+from brainage.data.exclusion import rule_of
+from brainage.data.table import CODES, PERSON, SPLITS
 from brainage.downstream.results import FEWEST_PEOPLE
 from brainage.reporting.style import SPLIT_NAMES
 from brainage.reporting.tables import Table
@@ -62,6 +63,44 @@ def ages_by_site(table: pd.DataFrame) -> pd.DataFrame:
     })  # fmt: skip
 
 
+def cohorts_sheet(table: pd.DataFrame) -> Table:
+    """Scans, people, sites, sexes and ages of each cohort of a mixture."""
+    groups = [(name, table[table["cohort"] == name]) for name in sorted(table["cohort"].unique())]
+    data = pd.DataFrame([_counts(name, rows) for name, rows in [*groups, ("all", table)]])
+    shown = pd.DataFrame({
+        "Cohort": data["group"], "Scans": data["scans"].map(str), "People": data["people"].map(str),
+        "Sites": data["sites"].map(str), "F": _shown(data["F"]), "M": _shown(data["M"]),
+        "Age, mean ± sd": _mean_sd(data), "Age range": _ranges(data),
+    })  # fmt: skip
+    return Table("cohorts", "The cohorts", data, shown, _hidden(data).strip(), strong=(len(data) - 1,))
+
+
+def diagnosis_sheet(table: pd.DataFrame) -> Table:
+    """The same by diagnosis at the scan; a person who converted is counted in each."""
+    code = table["diagnosis"].astype("string").fillna("unknown")
+    names = [name for name in (*CODES["diagnosis"], "unknown") if (code == name).any()]
+    data = pd.DataFrame([_counts(name, table[code == name]) for name in names])
+    shown = pd.DataFrame({
+        "Diagnosis": data["group"], "Scans": data["scans"].map(str), "People": data["people"].map(str),
+        "F": _shown(data["F"]), "M": _shown(data["M"]), "Age, mean ± sd": _mean_sd(data), "Age range": _ranges(data),
+    })  # fmt: skip
+    note = "Diagnoses are those of the scan's visit; who changes counts in each." + _hidden(data)
+    return Table("diagnoses", "The cohort by diagnosis", data, shown, note)
+
+
+def visits_sheet(table: pd.DataFrame) -> Table:
+    """How many people have how many scans, and over how many years."""
+    groups = table.groupby(PERSON, dropna=False)
+    each = pd.DataFrame({"scans": groups.size(), "years": groups["visit_years"].agg(lambda v: v.max() - v.min())})
+    data = each.groupby("scans").agg(people=("years", "size"), years=("years", "median")).reset_index()
+    data["years"] = data["years"].where(data["people"] >= FEWEST_PEOPLE)
+    shown = pd.DataFrame({
+        "Scans a person": data["scans"].map(str), "People": data["people"].map(str),
+        "Years between first and last, median": ["–" if pd.isna(y) else f"{y:.1f}" for y in data["years"]],
+    })  # fmt: skip
+    return Table("visits", "Scans a person", data, shown)
+
+
 def dropped_sheet(dropped: pd.DataFrame) -> Table:
     """Dropped scans counted by reason, with nothing in the reason that could name a person."""
     counts = Counter(anonymous_reasons(dropped))
@@ -71,12 +110,19 @@ def dropped_sheet(dropped: pd.DataFrame) -> Table:
 
 
 def anonymous_reasons(dropped: pd.DataFrame) -> list[str]:
-    """Each row's reason without identifiers, paths and quoted values, and without numbers that differ from row to row.
+    """Each row's reason without identifiers, paths and quoted values, and without numbers that differ from row to row;
+    rules of `data.exclude` are told as they were written.
 
     >>> rows = {"participant_id": ["p1", "p2"], "reason": ["p1: age 999 not in 0 to 90", "p2: age -4 not in 0 to 90"]}
     >>> anonymous_reasons(pd.DataFrame(rows))
     ['… age … not in 0 to 90', '… age … not in 0 to 90']
     """
+    named = dropped["reason"].astype(str).map(rule_of)
+    reasons = pd.Series(_anonymous(dropped[named == ""]), index=dropped.index[named == ""], dtype=object)
+    return reasons.reindex(dropped.index).where(named == "", named).tolist()
+
+
+def _anonymous(dropped: pd.DataFrame) -> list[str]:
     columns = [name for name in ("participant_id", "session_id", "path") if name in dropped]
     known = {str(value) for name in columns for value in dropped[name].dropna()}
     words = [[_masked(word, known) for word in str(reason).split()] for reason in dropped["reason"]]

@@ -6,6 +6,7 @@ Every function gives a matplotlib Figure in the one style of brainage.reporting.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -174,21 +175,50 @@ def curve(series: Mapping[str, pd.DataFrame], *, title: str, ylabel: str = "", f
 
 
 @styled
-def age_histogram(ages: Mapping[str, np.ndarray]) -> Figure:
-    """Scans by age in five-year bins, one row a split with the same age axis."""
-    splits = [split for split in SPLIT_COLOURS if len(ages.get(split, ()))]
-    figure = Figure(figsize=(WIDTH, 0.9 + 0.95 * len(splits)), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(len(splits), 1, sharex=True))
-    every = np.concatenate([ages[split] for split in splits])
-    bins = np.arange(5 * np.floor(every.min() / 5), every.max() + 5.001, 5)
-    for axes, split in zip(panels, splits, strict=True):
-        axes.hist(ages[split], bins=bins, color=SPLIT_COLOURS[split], rwidth=0.92)
+def age_histogram(
+    ages: Mapping[str, np.ndarray], *, names: Mapping[str, str] = SPLIT_NAMES, colours: Mapping[str, str] | None = None
+) -> Figure:
+    """Scans by age in five-year bins, one row a group of `names` (code -> name) with the same age axis."""
+    colours = SPLIT_COLOURS if names is SPLIT_NAMES else colours or dict(zip(names, cycle(PALETTE), strict=False))
+    groups = [group for group in names if len(ages.get(group, ()))]
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.95 * len(groups)), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(len(groups), 1, sharex=True))
+    bins = five_years(np.concatenate([ages[group] for group in groups]))
+    for axes, group in zip(panels, groups, strict=True):
+        axes.hist(ages[group], bins=bins, color=colours[group], rwidth=0.92)
         axes.grid(axis="x", visible=False)
         axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-        axes.set_title(f"{SPLIT_NAMES[split]} ({len(ages[split])} scans)", fontsize=8.5, pad=3)
+        axes.set_title(f"{plain(names[group], 32)} ({len(ages[group])} scans)", fontsize=8.5, pad=3)
     panels[-1].set_xlabel("age (years)")
     figure.supylabel("scans", fontsize=9)
     return figure
+
+
+@styled
+def age_strips(ages: Mapping[str, np.ndarray], *, title: str) -> Figure:
+    """One strip a group (name -> ages), first on top: the share of its scans in each five-year bin, as darkness."""
+    bins = five_years(np.concatenate(list(ages.values())))
+    shares = np.stack([np.histogram(years, bins)[0] / len(years) for years in ages.values()])
+    figure, axes = _panel(height=1.6 + 0.2 * max(len(ages), 3))
+    rows = np.arange(len(ages) + 1)[::-1] - 0.5
+    drawn = axes.pcolormesh(bins, rows, 100 * shares, cmap="Blues", vmin=0, edgecolors="white", linewidth=0.4)
+    axes.set_yticks(rows[1:] + 0.5, [f"{plain(name)} ({len(years)})" for name, years in ages.items()])
+    axes.set(xlabel="age (years)")
+    axes.grid(visible=False)
+    axes.set_title(title)
+    bar = figure.colorbar(drawn, ax=axes, orientation="horizontal", fraction=0.05, pad=0.02, aspect=40)
+    bar.set_label("% of the group's scans")
+    bar.outline.set_visible(False)
+    return figure
+
+
+def five_years(ages: np.ndarray) -> np.ndarray:
+    """Edges of five-year bins that hold all ages.
+
+    >>> five_years(np.array([21.0, 33.0])).tolist()
+    [20.0, 25.0, 30.0, 35.0]
+    """
+    return np.arange(5 * np.floor(ages.min() / 5), ages.max() + 5.001, 5)
 
 
 def band_start(bands: pd.Series) -> pd.Series:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
@@ -36,23 +37,31 @@ class Block(NamedTuple):
 
 
 @dataclass
-class Page:
-    """A run and the page about it."""
+class Canvas:
+    """A folder into which figures and tables are written as they are put on a page."""
 
-    run: RunFolder
+    path: Path
 
     def draw(self, name: str, figure: Figure, *, alt: str, caption: str = "") -> Drawn:
         """Write the figure's files and give it to the page."""
-        return Drawn(name, save_figure(figure, self.run.path / "figures" / name), alt, caption)
+        return Drawn(name, save_figure(figure, self.path / "figures" / name), alt, caption)
 
     def write(self, table: Table) -> None:
         """Write a table's files without showing it."""
-        write_table(table, self.run.path / "tables")
+        write_table(table, self.path / "tables")
 
     def table(self, table: Table, *, folded: bool = False) -> Block:
         """Write a table's files and give it to the page."""
         self.write(table)
         return Block("table", table, table.caption, folded)
+
+
+class Page(Canvas):
+    """A run and the page about it."""
+
+    def __init__(self, run: RunFolder) -> None:
+        super().__init__(run.path)
+        self.run = run
 
     def missing(self, what: str, how: str = "") -> Block:
         """A note in the place of what is not there, with the command that makes it."""

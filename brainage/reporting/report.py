@@ -41,7 +41,7 @@ def write_report(run_folder: Path) -> Path:
     run = read_run(run_folder)
     page = Page(run)
     built = [(section, section.build(page)) for section in SECTIONS]
-    text = _environment().get_template("report.html.j2").render(
+    text = page_environment().get_template("report.html.j2").render(
         title=_title(run), run=run, facts=_facts(run), tiles=_tiles(run), findings=findings(run), sections=built,
         checked=_checked(run), version=__version__,
     )  # fmt: skip
@@ -68,7 +68,8 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _environment() -> jinja2.Environment:
+def page_environment() -> jinja2.Environment:
+    """Templates with the filters that they need."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("brainage.reporting", "templates"),
         autoescape=True,

@@ -33,6 +33,7 @@ class RunFolder:
     table: pd.DataFrame | None
     split: pd.DataFrame | None
     dropped: pd.DataFrame | None
+    quality: pd.DataFrame | None  # computed, see brainage.imaging.quality
     journal: pd.DataFrame
     results: pd.DataFrame | None  # RESULT_COLUMNS, model and seed (of `run`), part_kind and part_name (of `note`)
     predictions: pd.DataFrame | None  # one row a scan and network, with `label` as in results' `run`
@@ -83,6 +84,7 @@ def read_run(folder: str | Path) -> RunFolder:
         table=_optional(folder / "table.parquet", read_table),
         split=_optional(folder / "split.tsv", read_tsv),
         dropped=_optional(folder / "dropped.tsv", read_tsv),
+        quality=_optional(folder / "quality.parquet", read_table),
         journal=read_journal(folder / "metrics.jsonl"),
         results=_optional(folder / "results.csv", _results),
         predictions=_optional(folder / "predictions.parquet", _predictions),

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from brainage.data.table import SPLITS
 from brainage.downstream.results import SCORED
 from brainage.reporting import figures
 from brainage.reporting.age_errors import age_errors
-from brainage.reporting.cohort import ages_by_site, dropped_sheet, site_sheet, split_sheet
+from brainage.reporting.data_sheet import data_sheet
 from brainage.reporting.embedding_map import embedding_map
 from brainage.reporting.methods import GLOSSARY, REFERENCES, methods
 from brainage.reporting.page import Block, Drawn, Page, Section
@@ -25,8 +24,6 @@ from brainage.reporting.tables import (
     model_name,
     models,
 )
-
-MOST_SITES_DRAWN = 24
 
 
 def results(page: Page) -> list[Block]:
@@ -98,46 +95,12 @@ def training(page: Page) -> list[Block]:
 
 
 def cohort(page: Page) -> list[Block]:
-    """Who was used, and what was left out."""
+    """Who was used, what was left out, and how good the scans are: the cohort's data sheet."""
     run = page.run
     if run.table is None:
         how = f"brainage pretrain {run.path / 'config.yaml'} name={run.experiment.name}"
         return [page.missing("Cohort: there is no table.parquet.", how)]
-    table, blocks = run.table, [page.table(split_sheet(run.table))]
-    ages = {split: table.loc[table["split"] == split, "age_years"].dropna().to_numpy(float) for split in SPLITS}
-    drawn = [_age_histogram(page, ages)] if any(map(len, ages.values())) else []
-    blocks.append(Block("figures", drawn + _site_ages(page)))
-    blocks.append(page.table(site_sheet(table), folded=table["site"].nunique() > 8))
-    if run.dropped is None:
-        blocks.append(Block("text", "There is no dropped.tsv: scans left out, if any, were not recorded."))
-    elif run.dropped.empty:
-        blocks.append(Block("text", "No scan of the cohort was left out."))
-    else:
-        blocks.append(page.table(dropped_sheet(run.dropped)))
-    return blocks
-
-
-def _age_histogram(page: Page, ages: dict[str, np.ndarray]) -> Drawn:
-    medians = "; ".join(f"{SPLIT_NAMES[split]} {np.median(years):.0f}" for split, years in ages.items() if len(years))
-    alt = f"Scans by age in five-year bins, split by split; median ages: {medians} years."
-    return page.draw("ages", figures.age_histogram(ages), alt=alt)
-
-
-def _site_ages(page: Page) -> list[Drawn]:
-    assert page.run.table is not None
-    rows = ages_by_site(page.run.table)
-    if len(rows) < 2:
-        return []
-    shown = rows.head(MOST_SITES_DRAWN).sort_values("estimate", kind="stable")
-    figure = figures.dots_with_intervals(
-        shown.assign(name=figures.with_count(shown["site"], shown["people"])), xlabel="age (years), mean ± sd",
-        title="Ages by site (people)", colours=[ACCENT] * len(shown), from_zero=False,
-    )  # fmt: skip
-    alt = f"Mean age by site, from {shown['estimate'].min():.0f} to {shown['estimate'].max():.0f} years."
-    caption = "Where sites differ in age, a model can read age from the site."
-    if len(shown) < len(rows):
-        caption += f" The {len(shown)} largest of {len(rows)} sites."
-    return [page.draw("ages_by_site", figure, alt=alt, caption=caption)]
+    return data_sheet(page, run.table, run.dropped, run.quality)
 
 
 def said(page: Page) -> list[Block]:
