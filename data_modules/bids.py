@@ -129,10 +129,10 @@ class BIDS(CohortReader):
     def _regions(self) -> Regions:
         return Regions(self.root, self.options)
 
-    @cached_property
+    @property
     def _known(self) -> set[str]:
-        """Everybody whom a table names, as `complete_visits` writes them."""
-        return {*complete_visits(self._tables, self.options)["participant_id"]}
+        """Everybody whom a table names."""
+        return {*self._tables.people["participant_id"], *self._tables.visits["participant_id"]}
 
     @cached_property
     def _contract(self) -> InputContract:

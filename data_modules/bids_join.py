@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from data_modules.bids_people import KEYS
-from data_modules.bids_visits import match_labels, natural
+from data_modules.bids_people import KEYS, match_labels
+from data_modules.bids_visits import natural
 
 
 def with_table_ids(scans: pd.DataFrame, known: set[str]) -> pd.DataFrame:

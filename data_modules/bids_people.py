@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,9 +79,37 @@ def read_tables(root: Path, options: Options) -> Tables:
     waves = [reading.wave(sheet, file, name, mapping) for name, mapping in options.sessions.items()]
     visits = pd.concat([*reading.sessions(), *waves, rows[rows["session_id"].notna()]], ignore_index=True)
     reading.refuse_unused()
-    visits = visits.groupby(KEYS, as_index=False).first()
     people = rows[rows["session_id"].isna()].reset_index(drop=True)
+    labels = match_labels(set(visits["participant_id"]), set(people["participant_id"]))
+    visits["participant_id"] = visits["participant_id"].replace(labels)
+    visits = visits.groupby(KEYS, as_index=False).first()
     return Tables(people, visits, pd.concat(reading.left_out), reading.has_site)
+
+
+def match_labels(found: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """How labels of file names are written in a table: as they are, else in other letter case, else without zeros.
+
+    Only where exactly one on each side is meant; labels that cannot be matched are left out.
+
+    >>> match_labels(["01", "A2", "a3", "A3"], ["1", "a2", "A3"])
+    {'A3': 'A3', 'A2': 'a2', '01': '1'}
+    """
+    free, missing = set(known), set(found)
+    matches: dict[str, str] = {}
+    alike: tuple[Callable[[str], str], ...] = (str, str.casefold, lambda label: label.casefold().lstrip("0"))
+    for plain in alike:
+        theirs, ours = _by(plain, free), _by(plain, missing)
+        pairs = {ours[key][0]: theirs[key][0] for key in ours if len(ours[key]) == len(theirs.get(key, ())) == 1}
+        matches |= dict(sorted(pairs.items()))
+        free, missing = free - set(pairs.values()), missing - set(pairs)
+    return matches
+
+
+def _by(plain: Callable[[str], str], labels: set[str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(plain(label), []).append(label)
+    return groups
 
 
 class _Reading:
@@ -152,7 +180,8 @@ class _Reading:
         facts["acq_time"] = dates(facts["acq_time"])
         facts["visit_years"] = numbers(facts["visit_years"])
         there = os.path.relpath(file, self.root).replace(os.sep, "/")
-        facts["source"] = [f"{there}#{row}" for row in sheet.index] if source is None else source.astype("string")
+        rows = [f"{there}#{row}" for row in sheet.index]
+        facts["source"] = pd.Series(rows, index=sheet.index, dtype="string") if source is None else source
         return facts
 
     def _ages(self, column: pd.Series, file: Path) -> tuple[pd.Series, pd.Series]:

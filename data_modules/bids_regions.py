@@ -72,7 +72,7 @@ def _read(
     person = _given(table_id, sheet, path) or known.get("participant_id", str(sheet.columns[0]))
     session = _given(table_session, sheet, path) or known.get("session_id", "")
     names = _feature_names(sheet.drop(columns=[person, *([session] if session else [])]), features, path)
-    values = sheet[list(names)].apply(numbers).to_numpy(np.float32)
+    values = np.stack([_numbers(sheet[name]) for name in names], axis=1).astype(np.float32)
     parts = [_ids(str(text)) for text in sheet[person].fillna("")]
     ids = pd.DataFrame(parts, columns=["participant_id", "session_id", "run"], dtype="string")
     if session:
@@ -104,7 +104,15 @@ def _feature_names(sheet: pd.DataFrame, features: Sequence[str], file: Path) -> 
 
 def _is_numeric(column: pd.Series) -> bool:
     there = column.dropna()
-    return len(there) > 0 and bool(numbers(there).notna().all())
+    return len(there) > 0 and bool(np.isfinite(_numbers(there)).all())
+
+
+def _numbers(column: pd.Series) -> np.ndarray:
+    """float64, NaN where there is none; only a column that is not plain pays for decimal commas."""
+    try:
+        return column.to_numpy(dtype="float64", na_value=np.nan)
+    except ValueError:
+        return numbers(column).to_numpy()
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -9,7 +9,6 @@ same as that of the first visit, plus the difference of acq_time, where every vi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
 
 import pandas as pd
 
@@ -45,25 +44,6 @@ def complete_visits(tables: Tables, options: Options, imaged: pd.DataFrame | Non
     return visits
 
 
-def match_labels(found: Iterable[str], known: Iterable[str]) -> dict[str, str]:
-    """How labels of file names are written in a table: as they are, else in other letter case, else without zeros.
-
-    Only where exactly one on each side is meant; labels that cannot be matched are left out.
-
-    >>> match_labels(["01", "A2", "a3", "A3"], ["1", "a2", "A3"])
-    {'A3': 'A3', 'A2': 'a2', '01': '1'}
-    """
-    free, missing = set(known), set(found)
-    matches: dict[str, str] = {}
-    alike: tuple[Callable[[str], str], ...] = (str, str.casefold, lambda label: label.casefold().lstrip("0"))
-    for plain in alike:
-        theirs, ours = _by(plain, free), _by(plain, missing)
-        pairs = {ours[key][0]: theirs[key][0] for key in ours if len(ours[key]) == len(theirs.get(key, ())) == 1}
-        matches |= dict(sorted(pairs.items()))
-        free, missing = free - set(pairs.values()), missing - set(pairs)
-    return matches
-
-
 def natural(label: str) -> list[tuple[int, str]]:
     """Sorts labels as people count: wave2 before wave10.
 
@@ -73,22 +53,11 @@ def natural(label: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", label)]
 
 
-def _by(plain: Callable[[str], str], labels: set[str]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for label in labels:
-        groups.setdefault(plain(label), []).append(label)
-    return groups
-
-
 def _with_people(tables: Tables, imaged: pd.DataFrame | None) -> tuple[pd.DataFrame, pd.Series]:
     """Visits, named or not, with what is said of their people filled in; and of each visit the sexes that are said."""
-    known = set(tables.people["participant_id"])
-    named = tables.visits.copy()
-    labels = match_labels(set(named["participant_id"]), known)
-    named["participant_id"] = named["participant_id"].map(lambda label: labels.get(label, label)).astype("string")
     rows = tables.people.drop(columns=["session_id", "acq_time", "visit_years"])
     rows = rows.rename(columns={"age_years": "person_age", "age_reason": "person_age_reason"})
-    visits = pd.concat([named, _unnamed(tables.people, named, imaged)], ignore_index=True)
+    visits = pd.concat([tables.visits, _unnamed(tables, imaged)], ignore_index=True)
     visits = visits.merge(rows, on="participant_id", how="left", suffixes=("", "_of_person"))
     sexes = visits["sex"].fillna("") + visits["sex_of_person"].fillna("")
     for name in [name for name in visits if name.endswith("_of_person")]:
@@ -98,8 +67,9 @@ def _with_people(tables: Tables, imaged: pd.DataFrame | None) -> tuple[pd.DataFr
     return visits, sexes
 
 
-def _unnamed(people: pd.DataFrame, named: pd.DataFrame, imaged: pd.DataFrame | None) -> pd.DataFrame:
+def _unnamed(tables: Tables, imaged: pd.DataFrame | None) -> pd.DataFrame:
     """Visits of the people to whom no table gives one."""
+    people, named = tables.people, tables.visits
     alone = people.loc[~people["participant_id"].isin(named["participant_id"]), ["participant_id", "acq_time"]]
     rows = alone.assign(session_id="")
     if imaged is not None:
@@ -119,10 +89,11 @@ def _contradictions(visits: pd.DataFrame, sexes: pd.Series, same_age_years: floa
     youngest, oldest = person["age_years"].transform("min"), person["age_years"].transform("max")
     written = visits["person_age"]
     off = (written < youngest - same_age_years) | (written > oldest + same_age_years)
-    reasons[off] = (
-        "age " + written.map("{:g}".format) + " in the table of people, " + youngest.map("{:g}".format) + " to "
-        + oldest.map("{:g}".format) + " in its sessions (data.options.same_age_years)"
-    )  # fmt: skip
+    for row in visits.index[off]:
+        reasons[row] = (
+            f"age {written[row]:g} in the table of people, {youngest[row]:g} to {oldest[row]:g} in its sessions "
+            "(data.options.same_age_years)"
+        )
     time = visits["acq_time"].where(ages.notna())
     elapsed = _years_between(time, time.groupby(visits["participant_id"]).transform("min"))
     first = ages.where(elapsed == 0).groupby(visits["participant_id"]).transform("first")

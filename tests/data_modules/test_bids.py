@@ -35,7 +35,9 @@ def reasons(result):
 
 
 def test_a_plain_dataset_needs_no_option(tmp_path):
-    root = tiny_bids(tmp_path, PEOPLE, images=["01", "02"], dataset_description='{"Name": "The Köln Study, 2nd wave"}')
+    root = tiny_bids(
+        tmp_path, PEOPLE, images=["01", "02"], described={"dataset_description": '{"Name": "The Köln Study, 2nd wave"}'}
+    )
     table, dropped = read(root).table()
     assert len(dropped) == 0
     assert table["age_years"].tolist() == [30.5, 60.0]
@@ -175,7 +177,7 @@ def test_the_folder_of_a_derivative_takes_the_people_of_its_dataset(tmp_path):
 def test_sites_come_from_the_table_or_from_sidecars_when_asked(tmp_path):
     image = ["01", "02"]
     facts = {"InstitutionName": "Clinic", "Manufacturer": "GE", "StationName": "MR2", "MagneticFieldStrength": 3}
-    root = tiny_bids(tmp_path / "a", PEOPLE, images=image, dataset_description='{"Name": "a"}')
+    root = tiny_bids(tmp_path / "a", PEOPLE, images=image, described={"dataset_description": '{"Name": "a"}'})
     (root / "T1w.json").write_text(json.dumps({"Manufacturer": "Siemens"}))
     (root / image_path("01").replace(".nii.gz", ".json")).write_text(json.dumps(facts))
     assert read(root).table().table["site"].tolist() == ["a", "a"]

@@ -12,10 +12,13 @@ def tiny_bids(
     *,
     sessions: Mapping[str, str] | None = None,
     images: Iterable[str] = (),
-    **texts: str,
+    described: Mapping[str, str] | None = None,
 ) -> Path:
-    """Columns are set apart by spaces, which become tabs; `images` are like 01, 01/2 (session) or 01/2/1 (run)."""
-    files: dict[str, str | bytes] = {f"{name}.json": text for name, text in texts.items()}
+    """Columns are set apart by spaces, which become tabs; `described` are JSON files by their stem.
+
+    `images` are like 01, 01/2 (session) or 01/2/1 (run).
+    """
+    files: dict[str, str | bytes] = {f"{name}.json": text for name, text in (described or {}).items()}
     for person, text in (sessions or {}).items():
         files[f"sub-{person}/sub-{person}_sessions.tsv"] = table(text)
     for image in images:
