@@ -76,30 +76,36 @@ def doctor() -> None:
 @app.command()
 def simulate(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
-    layout: Annotated[str, typer.Option(help="Published layout to write.")] = "openbhb",
+    layout: Annotated[str, typer.Option(help="openbhb, adni, ukb, oasis3, icbm, ixi or bids.")] = "openbhb",
     subjects: Annotated[int, typer.Option(help="People.", min=10)] = 400,
     seed: Annotated[int, typer.Option(help="Equal seeds write equal files.")] = 0,
     spacing_mm: Annotated[float, typer.Option(help="Voxel size.", min=1.0)] = 4.0,
-    modalities: Annotated[str, typer.Option(help="Comma-separated, for example vbm,vbm_roi.")] = "vbm",
+    modalities: Annotated[str, typer.Option(help="Comma-separated, such as vbm,vbm_roi; empty: the first.")] = "",
+    options: Annotated[
+        list[str] | None, typer.Option("--with", help="What only this layout knows, such as form=bids of adni.")
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes; 0: one a core.")] = 0,
     dry_run: DryRun = False,
 ) -> None:
-    """Write a simulated cohort with planted truth in a published layout."""
+    """Write a simulated cohort with planted truth in the layout in which that cohort is published."""
     from brainage.config import nearest
     from brainage.errors import ConfigError
-    from brainage.stages import progress_bar
+    from brainage.stages import keywords_of, progress_bar
     from data_modules.simulated import LAYOUTS
 
     if layout not in LAYOUTS:
         raise ConfigError(f"--layout {layout}: unknown{nearest(layout, list(LAYOUTS))}")
+    shared = ("spacing_mm", "workers", "modalities", "on_progress")
+    own = keywords_of(LAYOUTS[layout], options or [], f"--with of layout {layout}", given=shared)
+    if modalities:
+        own["modalities"] = modalities.split(",")
     if dry_run:
-        print(f"would write {subjects} people at {spacing_mm:g} mm ({modalities}) as {layout} to {out}")
+        print(f"would write {subjects} people at {spacing_mm:g} mm as {layout} to {out}")
         return
     with progress_bar("simulate", subjects) as advance:
         LAYOUTS[layout](
-            out, subjects=subjects, seed=seed, spacing_mm=spacing_mm, modalities=modalities.split(","), workers=workers,
-            on_progress=advance,
-        )  # fmt: skip
+            out, subjects=subjects, seed=seed, spacing_mm=spacing_mm, workers=workers, on_progress=advance, **own
+        )
     print(f"{subjects} people written to {out}; the planted truth is in {out / 'simulation' / 'truth.tsv'}")
 
 

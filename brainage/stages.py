@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from omegaconf import OmegaConf
 from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -22,6 +24,7 @@ from brainage.config import (
     Experiment,
     apply_overrides,
     differing_keys,
+    nearest,
     network_name,
     read_experiment,
     run_folder,
@@ -53,6 +56,28 @@ def progress_bar(label: str, total: int) -> Iterator[Callable[[int, int], None]]
     with Progress(*columns, console=out, disable=not out.is_terminal, transient=True) as bar:
         task = bar.add_task(label, total=total)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def keywords_of(
+    function: Callable[..., Any], words: list[str], source: str, *, given: Iterable[str] = ()
+) -> dict[str, Any]:
+    """`key=value` words as further keywords of a function beside those `given`, values as YAML.
+
+    Raises ConfigError on a key that the function does not have.
+
+    >>> def write(out, *, subjects, form="merge", visits=2): ...
+    >>> keywords_of(write, ["visits=3"], "--with")
+    {'visits': 3}
+    """
+    parameters = inspect.signature(function).parameters.values()
+    known = [p.name for p in parameters if p.default is not p.empty and p.name not in given]
+    values = {}
+    for word in words:
+        key, found, value = word.partition("=")
+        if not found or key not in known:
+            raise ConfigError(f"{source}: {word!r}: expected key=value{nearest(key, known)}")
+        values[key] = OmegaConf.create({"value": ""} if not value else f"value: {value}")["value"]
+    return values
 
 
 def print_plan(experiment: Experiment, data: ScanSource, *, network: bool) -> None:
