@@ -57,6 +57,8 @@ MERGE = ("person", "visit", "baseline_age", "diagnosis", "baseline_diagnosis")
 OF_PERSON = ("rid", "baseline_date", "baseline_age", "baseline_diagnosis", "sex", "site", "education_years", "apoe4",
              "genotype", "allele_1", "allele_2")  # fmt: skip
 OF_VISIT = ("exam_date", "years", "months", "diagnosis", "mmse", "cdr", "cdr_sum", "field", "image_id")
+DATES = ("exam_date", "baseline_date")
+NUMBERS = ("baseline_age", "years", "months", "mmse", "cdr", "cdr_sum", "education_years", "apoe4", "field")
 DIAGNOSES = {  # the one table of diagnoses: their word -> ours; "MCI to Dementia" counts as what follows "to"
     "cn": "CN", "nl": "CN", "smc": "CN", "emci": "MCI", "lmci": "MCI", "mci": "MCI", "dementia": "AD", "ad": "AD",
 }  # fmt: skip
@@ -96,8 +98,9 @@ def read_tables(root: Path) -> pd.DataFrame:
     rows that speak of a person. DataError where neither is complete, naming what is missing."""
     rows = _merge_rows(root)
     rows = _newer_rows(root) if rows is None else rows
-    rows = rows.reindex(columns=["person", "visit", "file", "age_reason", *OF_PERSON, *OF_VISIT])
-    return rows[rows["person"].notna()].astype({"person": "string", "visit": "string", "diagnosis": "string"})
+    types = {name: "datetime64[ns]" if name in DATES else "float64" if name in NUMBERS else "string"
+             for name in ("person", "visit", "file", "age_reason", *OF_PERSON, *OF_VISIT)}  # fmt: skip
+    return rows[rows["person"].notna()].reindex(columns=list(types)).astype(types)
 
 
 def _merge_rows(root: Path) -> pd.DataFrame | None:
@@ -164,16 +167,16 @@ def _rows(file: Path, wanted: list[str], *, by_visit: bool = True) -> pd.DataFra
 
 
 def _read_cells(name: str, cell: pd.Series, found: dict[str, str], file: Path) -> pd.Series:
-    if name in ("exam_date", "baseline_date"):
+    if name in DATES:
         return dates(cell)
-    if name in ("years", "months", "mmse", "cdr", "cdr_sum", "education_years", "apoe4"):
+    if name == "field":
+        return numbers(cell.str.extract(r"([\d.,]+)", expand=False))
+    if name in NUMBERS:
         return numbers(cell)
     if name == "sex":
         return sexes(cell, file, SEX)
     if name == "image_id":
         return image_ids(cell)
-    if name == "field":
-        return numbers(cell.str.extract(r"([\d.,]+)", expand=False))
     if name == "diagnosis":
         codes = CHANGES if found[name].upper() == "DXCHANGE" else CODES
         words = cell.str.removesuffix(".0")

@@ -98,7 +98,7 @@ def _not_placed(scans: pd.DataFrame, since: pd.Series, alone: pd.Series) -> pd.S
 def _one_row_each(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One row a visit with the facts of its person, and (person, visit or NA, reason) of what disagrees."""
     rows = rows.sort_values(list(rows.columns), ignore_index=True)  # so that the order of the file decides nothing
-    rows["visit"] = rows["visit"].fillna(pd.to_datetime(rows["exam_date"]).dt.strftime("%Y%m%d").astype("string"))
+    rows["visit"] = rows["visit"].fillna(rows["exam_date"].dt.strftime("%Y%m%d").astype("string"))
     people = rows.groupby("person")[["age_reason", *OF_PERSON]].first()
     dated = rows[rows["visit"].notna()]
     visits = dated.groupby(["person", "visit"], as_index=False)[[*OF_VISIT]].first()
@@ -130,7 +130,7 @@ def _disagreement(rows: pd.DataFrame, by: list[str], names: tuple[str, ...]) -> 
 def _wrong_rid(rows: pd.DataFrame) -> pd.DataFrame:
     """RID is the last four (or five) digits of PTID."""
     digits = numbers(rows["person"].str.extract(r"_S_(\d+)$", expand=False))
-    rid = numbers(rows["rid"].astype("string"))
+    rid = numbers(rows["rid"])
     wrong = rows[rid.notna() & digits.notna() & (rid != digits)].drop_duplicates("person")
     reason = "RID " + wrong["rid"].astype("string") + " is not that of PTID " + wrong["person"]
     return pd.DataFrame({"person": wrong["person"], "reason": reason}, dtype="string")
@@ -138,40 +138,40 @@ def _wrong_rid(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _canonical(visits: pd.DataFrame, reasons: pd.DataFrame) -> pd.DataFrame:
     code_month = visits["visit"].map(visit_month).astype("float64")
-    months = visits["months"].astype("float64").fillna(code_month)
-    start = pd.to_datetime(visits["baseline_date"])
+    months = visits["months"].fillna(code_month)
+    start = visits["baseline_date"]
     for code in ("bl", "sc"):  # screening stands for a baseline that is not in the table
         start = start.fillna(
             visits["exam_date"].where(visits["visit"] == code).groupby(visits["person"]).transform("min")
         )
     passed = (visits["exam_date"] - start).dt.days / 365.25
-    since = visits["years"].astype("float64").fillna(passed).fillna(months / 12)
+    since = visits["years"].fillna(passed).fillna(months / 12)
     named = diagnosis_of(visits["diagnosis"])
     at_entry = diagnosis_of(visits["baseline_diagnosis"])
     entry = (visits["visit"] == "bl") & (named.isna() | (named == at_entry))  # DX_bl speaks of the baseline alone
     detail = visits["diagnosis"].where(~entry, visits["baseline_diagnosis"].fillna(visits["diagnosis"]))
-    site = visits["site"].astype("string").str.removesuffix(".0").str.zfill(3)
+    site = visits["site"].str.removesuffix(".0").str.zfill(3)
     table = pd.DataFrame(
         {
             "participant_id": visits["person"],
             "session_id": visits["visit"],
             "exam_date": visits["exam_date"],
             "months": months,
-            "baseline_age": visits["baseline_age"].astype("float64"),
+            "baseline_age": visits["baseline_age"],
             "baseline_date": start,
             "visit_years": since,
-            "age_years": visits["baseline_age"].astype("float64") + since,
-            "sex": visits["sex"].astype("string"),
+            "age_years": visits["baseline_age"] + since,
+            "sex": visits["sex"],
             "site": site.fillna(visits["person"].str.slice(0, 3)),
             "diagnosis": named.where(~entry, named.fillna(at_entry)),
             "diagnosis_detail": detail.astype("string"),
-            "image_id": visits["image_id"].astype("string"),
+            "image_id": visits["image_id"],
             "apoe4": _apoe4(visits),
-            "field_tesla": visits["field"].astype("float64"),
+            "field_tesla": visits["field"],
         }
     )
     for name in ("mmse", "cdr", "cdr_sum", "education_years"):
-        table[name] = visits[name].astype("float64")
+        table[name] = visits[name]
     told = reasons.reindex(columns=["person", "visit", "reason"])
     by_person = told[told["visit"].isna()].drop_duplicates("person").set_index("person")["reason"]
     table["person_reason"] = table["participant_id"].map(by_person).astype("string")
@@ -180,10 +180,10 @@ def _canonical(visits: pd.DataFrame, reasons: pd.DataFrame) -> pd.DataFrame:
 
 def _apoe4(visits: pd.DataFrame) -> pd.Series:
     """Number of e4 alleles: as written, else counted in a genotype like 3/4, else in two columns of alleles."""
-    genotype = visits["genotype"].astype("string").str.count("4").astype("float64")
-    alleles = [numbers(visits[name].astype("string")) for name in ("allele_1", "allele_2")]
+    genotype = visits["genotype"].str.count("4").astype("float64")
+    alleles = [numbers(visits[name]) for name in ("allele_1", "allele_2")]
     counted = sum((allele == 4).astype("float64").where(allele.notna()) for allele in alleles)
-    return visits["apoe4"].astype("float64").fillna(genotype).fillna(counted)
+    return visits["apoe4"].fillna(genotype).fillna(counted)
 
 
 def _reasons(table: pd.DataFrame, told: pd.DataFrame) -> pd.Series:

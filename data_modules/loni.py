@@ -87,14 +87,14 @@ def read_search(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def find_images(root: Path, is_person: Callable[[str], bool]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Files of the tree below `root`, up to two folders above the people's own, and what is left out.
+    """Files of the tree below `root`, up to three folders above the people's own, and what is left out.
 
     Columns: participant_id, image_id (digits), series, acquired (the date folder), date, shows (head, brain, labels: by
     the end of the file name, _brain or _mask), path. Folders are listed, no file is opened.
     """
     rows: list[tuple] = []
     left_out: list[tuple] = []
-    for folder in _people(root, is_person, depth=2):
+    for folder in _people(root, is_person, depth=3):
         for place, names in _folders_with_files(folder):
             where = place.relative_to(root).as_posix()
             files = sorted(name for name in names if name.endswith((".nii", ".nii.gz")))

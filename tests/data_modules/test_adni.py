@@ -27,7 +27,7 @@ def cohorts(tmp_path_factory):
 
 
 def truth_of(root):
-    text = {name: str for name in ("participant_id", "session_id", "site", "image_id")}
+    text = dict.fromkeys(("participant_id", "session_id", "site", "image_id"), str)
     return pd.read_csv(root / "simulation" / "truth.tsv", sep="\t", dtype=text, keep_default_na=True)
 
 
@@ -110,7 +110,7 @@ def test_the_conversion_window_is_an_option(cohorts):
     narrow = ADNI(cohorts["merge"], "head", options={"conversion_months": 12}).table().table
     wide = ADNI(cohorts["merge"], "head").table().table
     assert (narrow["mci_outcome"] == "progressive").sum() < (wide["mci_outcome"] == "progressive").sum()
-    with pytest.raises(ConfigError, match="data.options.conversion_month: unknown for cohort adni.*conversion_months"):
+    with pytest.raises(ConfigError, match=r"data.options.conversion_month: unknown for cohort adni.*conversion_months"):
         ADNI(cohorts["merge"], "head", options={"conversion_month": 12})
 
 
@@ -229,7 +229,7 @@ def test_people_in_contradiction_are_left_out_with_all_their_scans(tmp_path):
     mixed = small.merge()
     mixed.loc[1, "PTGENDER"] = "Male"
     small.write(tmp_path, mixed)
-    with pytest.raises(DataError, match="rows of person 027_S_0074 .* disagree: sex .*F and M"):
+    with pytest.raises(DataError, match=r"rows of person 027_S_0074 .* disagree: sex .*F and M"):
         ADNI(tmp_path, "head").table()
 
 
@@ -248,12 +248,12 @@ def test_ages_as_ranges_are_no_ages_and_months_are_refused(tmp_path):
     with pytest.raises(DataError, match="first reason: age '60-65' is a range"):
         ADNI(tmp_path, "head").table()
     small.write(tmp_path, small.merge(AGE="858"))
-    with pytest.raises(DataError, match="ADNIMERGE.csv: median age is 858: expected years; are these months or days"):
+    with pytest.raises(DataError, match=r"ADNIMERGE.csv: median age is 858: expected years; are these months or days"):
         ADNI(tmp_path, "head").table()
 
 
 def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(DataError, match="no ADNIMERGE table .*no table of study entry .* none of diagnoses"):
+    with pytest.raises(DataError, match=r"no ADNIMERGE table .*no table of study entry .* none of diagnoses"):
         ADNI(tmp_path, "head").table()
     small.write(tmp_path)
     with pytest.raises(DataError, match=r"no NIfTI image found; expected for example ADNI/027_S_0074/MP-RAGE/"):
