@@ -254,7 +254,7 @@ def _kept(
     if path.is_file():
         kept = read_embeddings(path)
         if kept.source == source and scan_keys(kept.keys).tolist() == scan_keys(data.table).tolist():
-            return kept._replace(seen=seen)
+            return kept
     frame = compute()
     path.parent.mkdir(exist_ok=True)
     vectors = np.stack(list(frame["trunk"])), np.stack(list(frame["head"]))
