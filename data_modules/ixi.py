@@ -47,7 +47,7 @@ class _Found(NamedTuple):
     left_out: pd.DataFrame  # rows of the sheets
     scans: pd.DataFrame
     repeated: pd.DataFrame  # files, or rows of the table of regions, that are not used
-    hospitals: dict[str, str]  # by file names
+    hospitals: dict[str, str]  # by the names of scans
 
     def without_scan(self) -> set[str]:
         named = {*self.people["participant_id"], *self.left_out["participant_id"]} - {""}
@@ -112,7 +112,11 @@ class IXI(CohortReader):
         people, left_out = read_people(self.root)
         images = self._images()
         scans, repeated = self._image_scans(images) if self.modality in NATIVE else self._region_scans()
-        return _Found(people, left_out, scans, repeated, {image.participant_id: image.hospital for image in images})
+        hospitals = {image.participant_id: image.hospital for image in images}
+        if self.modality not in NATIVE:
+            named = region_people(region_file(self.root, self.modality))
+            hospitals |= {person: hospital for person, hospital in named if person and hospital}
+        return _Found(people, left_out, scans, repeated, hospitals)
 
     def _images(self) -> list[_Image]:
         images = []
@@ -154,7 +158,7 @@ class IXI(CohortReader):
         """participant_id and path of the rows of the table of regions, and the rows left out with their reason."""
         file = region_file(self.root, self.modality)
         name = file.relative_to(self.root).as_posix()
-        rows = pd.DataFrame({"participant_id": region_people(file)}, dtype=object)
+        rows = pd.DataFrame({"participant_id": [person for person, _ in region_people(file)]}, dtype=object)
         rows["path"] = [f"{name}#{row}" for row in range(len(rows))]
         nobody = rows[rows["participant_id"].isna()].assign(reason="row without an IXI number")
         rows = rows[rows["participant_id"].notna()]

@@ -65,10 +65,10 @@ def read_people(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     person. Second: participant_id, path and reason (repeated rows, rows that contradict each other, no IXI number).
     DataError where no sheet has an age.
     """
-    files = find_sheets(root, COLUMNS, ["person", "age"])
+    files = _sheets(root, ["person", "age"])
     sheets = [sheet for file in files if (sheet := _read_people(file, root)) is not None]
     if not sheets:
-        seen = [file.name for file in find_sheets(root, COLUMNS, ["person"]) if file not in files]
+        seen = [file.name for file in _sheets(root, ["person"]) if file not in files]
         lacking = f"; no age column in {', '.join(seen)}" if seen else ""
         raise DataError(
             f"{root}: no IXI demographic sheet (CSV or TSV with columns like IXI_ID, SEX_ID, AGE) here or one folder "
@@ -81,9 +81,7 @@ def region_file(root: Path, kind: str) -> Path:
     """The one table with the regions of that kind; DataError where there is none or more than one."""
     regions = REGIONS[kind]
     files = [
-        file
-        for file in find_sheets(root, COLUMNS, ["person"])
-        if regions.least <= len(_region_columns(file, kind)) <= regions.most
+        file for file in _sheets(root, ["person"]) if regions.least <= len(_region_columns(file, kind)) <= regions.most
     ]
     if len(files) != 1:
         found = ", ".join(str(file.relative_to(root)) for file in files) or "none"
@@ -95,10 +93,10 @@ def region_file(root: Path, kind: str) -> Path:
     return files[0]
 
 
-def region_people(file: Path) -> list[str | None]:
-    """IXI number of each row, None where there is none."""
+def region_people(file: Path) -> list[tuple[str | None, str | None]]:
+    """IXI number and hospital of each row, None where there is none or the row does not name it."""
     column = columns(header(file), COLUMNS, file, required=["person"])["person"]
-    return [_person(text)[0] for text in read_sheet(file)[column].fillna("")]
+    return [_person(text) for text in read_sheet(file)[column].fillna("")]
 
 
 def region_values(file: Path, kind: str) -> tuple[tuple[str, ...], np.ndarray]:
@@ -123,6 +121,11 @@ def _region_columns(file: Path, kind: str) -> dict[str, str]:
     if kind == "dlmuse":
         return {f"muse_{code}": found[code] for code in sorted(found, key=int)}
     return dict(sorted(found.items()))
+
+
+def _sheets(root: Path, required: list[str]) -> list[Path]:
+    """Tables with those columns; the truth of a simulated cohort is none of them."""
+    return [file for file in find_sheets(root, COLUMNS, required) if file.parent.name != "simulation"]
 
 
 def _one_row_a_person(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -3,7 +3,7 @@
 `root` holds the scans, in any form that the public download scripts give them, and the tables (`oasis3_tables`):
     OAS30001_MR_d0129/anat2/[NIFTI/]sub-OAS30001_ses-d0129_run-01_T1w.nii.gz     (older files say sess-d0129)
     sub-OAS30001/ses-d0129/anat/sub-OAS30001_ses-d0129_T1w.nii.gz
-    derivatives/<pipeline>/...   the same names with desc-brain, CAT12's mwp1, or preproc-quasiraw
+    derivatives/<pipeline>/...   the same names with desc-brain, CAT12's mwp1 ... (`bids_images.FORMS`)
 Scan age = age at entry + days / 365.25, and visit_years = days / 365.25: day 0 is the person's first visit. A scan has
 the diagnosis of the nearest clinical visit that says anything (`oasis3_diagnosis`), within `clinical_days`; of two
 equally near ones the earlier. Sessions without one keep their row with the diagnosis missing, counted in the log.
@@ -26,18 +26,13 @@ from brainage.data.conversion import mci_outcome
 from brainage.data.table import CohortTable, finish_table
 from brainage.errors import ConfigError, DataError
 from brainage.imaging.contract import InputContract
-from data_modules.bids_files import list_files
+from data_modules.bids_images import find_images
+from data_modules.bids_options import Options as BIDSOptions
 from data_modules.oasis3_tables import DAYS_A_YEAR, find_tables, read_people, read_scanners, read_visits
 from data_modules.reader import CohortReader
 from data_modules.volumes import NATIVE, PREPARED, contract_like, native_contract, read_native, read_prepared
 
-# modality -> what its files have in their names beside T1w
-NAMES: dict[str, dict[str, Any]] = {
-    "head": {"desc": "", "space": "", "prefix": "", "pipeline": "", "entities": {"preproc": ""}},
-    "brain": {"desc": "brain", "space": ("", "T1w", "orig", "individual"), "prefix": ""},
-    "vbm": {"prefix": ("mwp1", ""), "entities": {}},  # further told apart in _is_vbm
-    "quasiraw": {"prefix": "", "entities": {"preproc": "quasiraw"}},
-}
+_FILE = ["participant_id", "session_id", "run", "path"]
 _SESSION = re.compile(r"^d(\d{4,5})$")
 _PERSON = re.compile(r"^OAS3\d{4}$")
 _FOLDER = re.compile(r"(?:^|/)(OAS3[^/_]*)_MR_([^/]*)/")
@@ -144,19 +139,14 @@ class OASIS3(CohortReader):
         """T1 files of this modality: one a session, and the others with their reason; lists folders, opens nothing."""
         if self.options.one_run not in ("first", "last", "all"):
             raise ConfigError(f"data.options.one_run={self.options.one_run}: expected first, last or all")
-        found = list_files(self.root, suffix="T1w", extensions=(".nii.gz", ".nii"), **NAMES[self.modality])
-        if self.modality == "vbm":
-            found = found[_is_vbm(found)]
-        if found.empty:
-            raise DataError(
-                f"{self.root}: no {self.modality} file found; expected names like "
-                f"OAS30001_MR_d0129/anat2/sub-OAS30001_ses-d0129_T1w.nii.gz with {_told_apart(self.modality)}"
-            )
+        found = find_images(self.root, self.modality, BIDSOptions())
+        bare = found[found["extension"] == ".npy"].assign(reason="array without a header: only NIfTI is read here")
+        found = found[found["extension"] != ".npy"]
         if "sess" in found:
             found = found.assign(session_id=found["session_id"].where(found["session_id"] != "", found["sess"]))
-        found = found[["participant_id", "session_id", "run", "path"]]
+        found = found[_FILE]
         wrong = _unreadable_labels(found)
-        left_out = [found[wrong.notna()].assign(reason=wrong.dropna())]
+        left_out = [bare[[*_FILE, "reason"]], found[wrong.notna()].assign(reason=wrong.dropna())]
         found = found[wrong.isna()].assign(order=lambda rows: numbers_of(rows["run"]).fillna(0))
         found = found.sort_values(
             ["participant_id", "session_id", "order", "path"],
@@ -208,22 +198,6 @@ def numbers_of(labels: pd.Series) -> pd.Series:
     return pd.to_numeric(labels.str.extract(r"(\d+)$", expand=False)).astype("float64")
 
 
-def _is_vbm(found: pd.DataFrame) -> pd.Series:
-    """CAT12's own name (mwp1...), or that of the published brain-age derivatives (preproc-cat12vbm, desc-gm)."""
-    nothing = pd.Series("", index=found.index)
-    named = (found.get("preproc", nothing) == "cat12vbm") & (found.get("desc", nothing) == "gm")
-    return (found["prefix"] == "mwp1") | named
-
-
-def _told_apart(modality: str) -> str:
-    return {
-        "head": "nothing else in the name",
-        "brain": "desc-brain in the name",
-        "vbm": "mwp1 before it, or preproc-cat12vbm_desc-gm in it",
-        "quasiraw": "preproc-quasiraw in the name",
-    }[modality]
-
-
 def _unreadable_labels(found: pd.DataFrame) -> pd.Series:
     """Why a file cannot be told a person and a day, NA where it can: by its name, which its folder may not belie."""
     reason = pd.Series(pd.NA, index=found.index, dtype="string")
@@ -251,7 +225,7 @@ def _sidecar(image: Path) -> dict[str, Any]:
             return {
                 "manufacturer": said.get("Manufacturer"),
                 "model": said.get("ManufacturersModelName"),
-                "serial": said.get("DeviceSerialNumber"),
+                "serial": str(said["DeviceSerialNumber"]) if said.get("DeviceSerialNumber") else None,
                 "field_tesla": pd.to_numeric(said.get("MagneticFieldStrength"), errors="coerce"),
             }
     return {}

@@ -176,6 +176,7 @@ def _facts(table: Sheet) -> pd.DataFrame:
     nothing = pd.Series(pd.NA, index=rows.index, dtype="string")
     ages, reasons = years(rows.get("age_entry", nothing))
     refuse_months(ages, table.file)
+    reasons = reasons.mask(ages <= 0, "age at entry " + ages.map("{:g}".format).astype("string") + " is not above 0")
     genotype = rows.get("apoe", nothing).str.removesuffix(".0")
     per_visit = "day" in rows or "label" in rows  # exports with one row a visit repeat a person by design
     return pd.DataFrame(
@@ -208,7 +209,7 @@ def _visit_rows(table: Sheet) -> pd.DataFrame:
     for name in FLAGS:
         out[name] = out[name].where(out[name].isin([0, 1]))
     reason = pd.Series(pd.NA, index=rows.index, dtype="string")
-    reason = reason.mask(day < 0, "clinical visit " + (-day).map("{:g}".format) + " days before entry")
+    reason = reason.mask(day < 0, "clinical visit " + (-day).map("{:g}".format).astype("string") + " days before entry")
     reason = reason.mask(day.isna(), "clinical visit without a day: '" + rows.get("day", label).fillna("") + "'")
     out["reason"] = reason.mask(rows["participant_id"].isna(), "clinical visit of nobody: no OASIS-3 number")
     return out

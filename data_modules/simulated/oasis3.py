@@ -121,7 +121,8 @@ def simulate_sessions(people: pd.DataFrame, visits: int, *, seed: int) -> pd.Dat
         days = int(draw.integers(0, 250))
         for visit in range(int(draw.integers(1, visits + 1))):
             site = person["site"] if visit < 2 else list(SCANNERS)[1]  # the newest scanner takes over
-            rows.append(_at(person, days) | {"site": site, "two_runs": (number + visit) % 4 == 0})
+            scanner = {"site": site, "field_tesla": SCANNERS[site][3]}
+            rows.append(_at(person, days) | scanner | {"two_runs": (number + visit) % 4 == 0})
             days += int(draw.integers(370, 1100))
     return pd.DataFrame(rows).drop(columns="without_mr")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -13,39 +13,50 @@ from brainage.data.table import read_tsv
 from data_modules import COHORTS
 from data_modules.check import CHECKS, inspect_cohort, run_check
 from data_modules.simulated import LAYOUTS
+from data_modules.volumes import NATIVE
 
 SUBJECTS, SPACING_MM = 24, 8.0
-SCANS = 3
+SCANS = 2
+FORMS = {  # layouts that one call cannot write whole: form -> what to ask the writer for, and its modalities
+    "adni": {
+        "merge": ({"form": "merge"}, ("head", "brain")),
+        "loni": ({"form": "loni"}, ("brain",)),
+        "bids": ({"form": "bids"}, ("vbm", "quasiraw")),
+    },
+}
+OPTIONS = {("bids", "roi"): {"table_file": "derivatives/regions.tsv"}}  # what a reader cannot know by itself
 
 
-def modalities_of(layout: str) -> list[str]:
-    """Those that the writer can write and the reader can read; by default the writer's default ones."""
-    write = LAYOUTS[layout]
-    default = inspect.signature(write).parameters["modalities"].default
-    written = getattr(sys.modules[write.__module__], "MODALITIES", default)
-    return [modality for modality in COHORTS[layout].modalities if modality in written]
+def forms_of(layout: str) -> dict[str, tuple[dict, tuple[str, ...]]]:
+    """By default the one form, with all modalities that the writer can write and the reader can read."""
+    if layout in FORMS:
+        return FORMS[layout]
+    readable = COHORTS[layout].modalities
+    written = getattr(sys.modules[LAYOUTS[layout].__module__], "MODALITIES", readable)
+    return {"": ({}, tuple(modality for modality in readable if modality in written))}
 
 
 CASES = [
-    pytest.param(layout, modality, id=f"{layout}-{modality}")
+    pytest.param(layout, form, modality, id="-".join(filter(None, (layout, form, modality))))
     for layout in LAYOUTS
-    for modality in modalities_of(layout)
+    for form, (_, modalities) in forms_of(layout).items()
+    for modality in modalities
 ]
-every_case = pytest.mark.parametrize(("layout", "modality"), CASES)
+every_case = pytest.mark.parametrize(("layout", "form", "modality"), CASES)
 
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory):
-    """Folder of a layout with all its modalities, written when first asked for."""
-    folder, done = tmp_path_factory.mktemp("every_cohort"), {}
+    """Folder of a layout with all modalities of a form, written when first asked for."""
+    folder = tmp_path_factory.mktemp("every_cohort")
 
-    def write(layout):
-        if layout not in done:
-            done[layout] = LAYOUTS[layout](
-                folder / layout, subjects=SUBJECTS, seed=7, spacing_mm=SPACING_MM, workers=1,
-                modalities=tuple(modalities_of(layout)),
-            )  # fmt: skip
-        return done[layout]
+    @cache
+    def write(layout, form):
+        keywords, modalities = forms_of(layout)[form]
+        return LAYOUTS[layout](
+            folder / f"{layout}_{form}", subjects=SUBJECTS, seed=7, spacing_mm=SPACING_MM, workers=1,
+            modalities=modalities, **keywords,
+        )  # fmt: skip
 
     return write
 
@@ -53,15 +64,13 @@ def written(tmp_path_factory):
 @pytest.fixture(scope="session")
 def inspected(written, tmp_path_factory):
     """A layout seen through a modality, as the checks look at it."""
-    done = {}
 
-    def look(layout, modality):
-        if (layout, modality) not in done:
-            native = modality in ("brain", "head")
-            reader = COHORTS[layout](written(layout), modality, SPACING_MM if native else 0.0)
-            scratch = tmp_path_factory.mktemp(f"{layout}_{modality}")
-            done[layout, modality] = inspect_cohort(reader, scratch, scans=SCANS)
-        return done[layout, modality]
+    @cache
+    def look(layout, form, modality):
+        spacing_mm = SPACING_MM if modality in NATIVE else 0.0  # prepared volumes keep their own grid
+        options = OPTIONS.get((layout, modality))
+        reader = COHORTS[layout](written(layout, form), modality, spacing_mm, options)
+        return inspect_cohort(reader, tmp_path_factory.mktemp("scratch"), scans=SCANS)
 
     return look
 
@@ -73,18 +82,32 @@ def test_every_layout_has_a_reader_and_something_to_read():
 
 @every_case
 @pytest.mark.parametrize("name", CHECKS)
-def test_check_cohort(name, layout, modality, inspected):
-    check = run_check(name, inspected(layout, modality))
-    assert check.passed, f"{layout}, {modality}: {check.detail}"
+def test_check_cohort(name, layout, form, modality, inspected):
+    check = run_check(name, inspected(layout, form, modality))
+    assert check.passed, check.detail
 
 
 @every_case
-def test_what_is_read_is_what_was_planted(layout, modality, inspected, written):
-    truth = read_tsv(written(layout) / "simulation" / "truth.tsv").set_index(["participant_id", "session_id"])
-    table = inspected(layout, modality).table.table
+def test_what_is_read_is_what_was_planted(layout, form, modality, inspected, written):
+    truth = read_tsv(written(layout, form) / "simulation" / "truth.tsv")
+    truth = truth.drop_duplicates(["participant_id", "session_id"]).set_index(["participant_id", "session_id"])
+    table = inspected(layout, form, modality).table.table
     assert table["participant_id"].nunique() >= SUBJECTS // 2
     planted = truth.loc[list(zip(table["participant_id"], table["session_id"], strict=True))]
     ages = pd.to_numeric(planted["age_years"]).to_numpy(dtype=float)
     assert np.abs(table["age_years"].to_numpy() - ages).max() <= 1.0  # some tables hold whole years
     assert table["sex"].tolist() == planted["sex"].tolist()
     assert not table["path"].str.contains("simulation/").any()
+
+
+@every_case
+def test_no_reader_opens_the_planted_truth(layout, form, modality, inspected, written, tmp_path):
+    cohort = inspected(layout, form, modality)
+    truth = written(layout, form) / "simulation"
+    truth.rename(tmp_path / "hidden")
+    try:
+        again = cohort.reader.table()
+    finally:
+        (tmp_path / "hidden").rename(truth)
+    assert again.table.equals(cohort.table.table)
+    assert again.dropped.equals(cohort.table.dropped)

@@ -248,7 +248,93 @@ def test_thickness_of_a_person_twice_or_of_nobody_is_listed(thickness):
     }
 
 
+# DLMUSE
+
+
+@pytest.fixture
+def dlmuse(tmp_path):
+    small.write_sheet(tmp_path)
+    codes = [702, 601, *range(4, 120)]
+    values = np.arange(4 * len(codes)).reshape(4, -1) + 1000.0
+    table = pd.DataFrame(values, columns=[str(code) for code in codes])
+    table.insert(0, "MRID", list(small.PEOPLE))
+    table.to_csv(tmp_path / "volumes.csv", index=False)
+    return tmp_path
+
+
+def test_dlmuse_volumes_are_ordered_by_their_code_and_named_by_it(dlmuse):
+    reader = IXI(dlmuse, "dlmuse")
+    contract = reader.contract()
+    assert (contract.modality, contract.intensity, contract.shape) == ("dlmuse_volumes", "mm3", (118,))
+    assert contract.features[:2] == ("muse_4", "muse_5")
+    assert contract.features[-2:] == ("muse_601", "muse_702")
+    table = reader.table().table
+    assert table["path"].tolist() == [f"volumes.csv#{row}" for row in range(4)]
+    assert table["site"].tolist() == ["HH", "Guys", "IOP", "HH"]  # by the names of the scans in its first column
+    np.testing.assert_array_equal(reader.read("volumes.csv#1")[[0, -1]], [1000 + 118 + 2, 1000 + 118])
+
+
+@pytest.mark.parametrize("spelling", ["MUSE_Volume_{}", "DL_MUSE_Volume_{}", "DLMUSE_{}"])
+def test_other_spellings_of_dlmuse_codes_are_read(dlmuse, spelling):
+    sheet = pd.read_csv(dlmuse / "volumes.csv")
+    before = IXI(dlmuse, "dlmuse").read("volumes.csv#0")
+    sheet.columns = ["MRID", *(spelling.format(code) for code in sheet.columns[1:])]
+    sheet.to_csv(dlmuse / "volumes.csv", index=False)
+    os.utime(dlmuse / "volumes.csv", (1, 1))
+    reader = IXI(dlmuse, "dlmuse")
+    assert reader.contract().features[0] == "muse_4"
+    np.testing.assert_array_equal(reader.read("volumes.csv#0"), before)
+
+
+def test_a_missing_volume_names_the_region(dlmuse):
+    sheet = pd.read_csv(dlmuse / "volumes.csv")
+    sheet.loc[2, "47"] = np.nan
+    sheet.to_csv(dlmuse / "volumes.csv", index=False)
+    with pytest.raises(DataError, match=r"volumes.csv: row 3: volume of muse_47 is missing"):
+        IXI(dlmuse, "dlmuse").read("volumes.csv#2")
+
+
+def test_without_a_table_of_regions_the_columns_are_named(tmp_path):
+    small.write_sheet(tmp_path)
+    with pytest.raises(DataError, match=r"expected one table with 100 or more columns like 47 \(right hippocampus\)"):
+        IXI(tmp_path, "dlmuse").table()
+
+
 # Bad input
+
+
+@pytest.mark.parametrize(("age", "reason"), [("30-35", "age '30-35' is a range"), ("86+", "age '86+' is a bound")])
+def test_an_age_that_is_a_range_is_dropped_with_its_reason(tmp_path, age, reason):
+    sheet = small.official_sheet().astype(object)
+    sheet.loc[0, "AGE"] = age
+    table, dropped = IXI(small.write_sheet(small.write_images(tmp_path), sheet), "brain").table()
+    assert len(table) == 3
+    assert dropped[["participant_id", "reason"]].values.tolist() == [["IXI012", reason]]
+
+
+def test_ages_in_months_and_unknown_sexes_are_refused(tmp_path):
+    sheet = small.official_sheet()
+    small.write_sheet(small.write_images(tmp_path), sheet.assign(AGE=sheet["AGE"] * 12))
+    with pytest.raises(DataError, match="months or days"):
+        IXI(tmp_path, "brain").table()
+    small.write_sheet(tmp_path, sheet.rename(columns={"SEX_ID (1=m, 2=f)": "SEX_ID"}).assign(SEX_ID=[1, 2, 3, 1]))
+    with pytest.raises(DataError, match=r"IXI.csv: row 3: sex '3'"):
+        IXI(tmp_path, "brain").table()
+
+
+def test_decimal_commas_a_byte_order_mark_and_carriage_returns_change_nothing(tmp_path):
+    text = small.official_sheet().to_csv(index=False, sep=";", decimal=",", lineterminator="\r")
+    small.write_images(tmp_path)
+    (tmp_path / "IXI.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert IXI(tmp_path, "brain").table().table["age_years"].tolist() == list(small.AGES.values())
+
+
+def test_a_row_of_nobody_names_its_sheet(tmp_path):
+    sheet = small.official_sheet().astype(object)
+    sheet.loc[4] = ["mean", 1, 36.0]
+    dropped = IXI(small.write_sheet(small.write_images(tmp_path), sheet), "brain").table().dropped
+    assert dropped["path"].tolist() == ["IXI.csv"]
+    assert "'mean' is no IXI number" in dropped["reason"].item()
 
 
 def test_missing_images_name_what_was_expected(tmp_path):
@@ -331,3 +417,51 @@ def test_real_1_mm_and_2_mm_heads_of_unlike_axes_look_alike():
     fine, coarse = (reader.read(path)[0] for path in chosen)
     scores = {flips: np.corrcoef(fine.ravel(), np.flip(coarse, flips).ravel())[0, 1] for flips in ((), 1, 2, (1, 2))}
     assert max(scores, key=scores.get) == (), scores
+
+
+@pytest.mark.real_data
+@real
+def test_every_real_image_agrees_with_the_sheet_on_person_and_hospital():
+    """Read from the file names and the sheet by plain means, without the reader; then the reader says the same."""
+    sheet = pd.read_csv(real_root() / "ixi_tables" / "IXI_demographics_min.csv").set_index("scan")
+    images = sorted(real_root().glob("ixi_*mm/IXI*-T1*.nii.gz"))
+    assert len(images) == 28
+    people = {}
+    for image in images:
+        scan = image.name.partition("-T1")[0]
+        assert scan.split("-")[1] == sheet.loc[scan, "hospital"], image.name
+        assert int(scan[3:6]) == sheet.loc[scan, "IXI_ID"], image.name
+        people.setdefault(scan[:6], set()).add(scan)
+    assert all(len(scans) == 1 for scans in people.values())  # brains and heads of one person bear one scan's name
+    for modality in ("brain", "head"):
+        for row in IXI(real_root(), modality).table().table.itertuples():
+            scan = Path(row.path).name.partition("-T1")[0]
+            said = sheet.loc[scan]
+            assert (row.participant_id, row.site, row.sex) == (scan[:6], said["hospital"], said["sex"])
+            assert row.age_years == pytest.approx(said["age"], abs=0.01)
+            assert row.scanner == said["scanner"]
+
+
+@pytest.mark.real_data
+@real
+def test_real_dlmuse_volumes_are_those_of_the_table_and_of_the_maps():
+    import nibabel as nib
+
+    reader = IXI(real_root(), "dlmuse")
+    table, _ = reader.table()
+    assert len(table) == 10
+    names = reader.contract().features
+    lines = (real_root() / "ixi_2mm" / "IXI_dlmuse_n10.csv").read_text().splitlines()
+    header, rows = lines[0].split(","), {line.split(",")[0]: line.split(",") for line in lines[1:]}
+    assert len(names) == len(header) - 1 == 260
+    for row in table.itertuples():
+        sample = dict(zip(names, reader.read(row.path), strict=True))
+        scan = next(name for name in rows if name.startswith(row.participant_id))
+        for code, value in zip(header[1:], rows[scan][1:], strict=True):
+            assert sample[f"muse_{code}"] == np.float32(value), (scan, code)
+        image = nib.load(real_root() / "ixi_2mm" / f"{scan}-T1_ds_DLMUSE.nii.gz")
+        if row.Index < 2:  # the hippocampi, counted in the map of 2 mm voxels
+            voxels = np.bincount(np.asarray(image.dataobj).astype(int).ravel(), minlength=208)
+            for code in (47, 48):
+                counted = voxels[code] * np.prod(image.header.get_zooms())
+                assert counted == pytest.approx(sample[f"muse_{code}"], rel=0.1), (scan, code)
