@@ -13,10 +13,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -31,6 +31,7 @@ from brainage.errors import BrainageError, DataError, StoreError
 
 Read = Callable[[str], np.ndarray]
 Progress = Callable[[int, int], None]
+_FLUSH_S = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +123,7 @@ def fill(
     rows = _recall(layout, journal)
     todo = [index for index in range(layout.n) if index not in rows]
     filled = _rows(layout, read, locators, todo, workers, write=True)
-    with open(journal, "a", encoding="utf-8") as lines, closing(filled):
+    with open(journal, "a", encoding="utf-8") as lines, closing(filled), _flushed_meanwhile(layout.path):
         if on_progress:
             on_progress(len(rows), layout.n)
         for row in filled:
@@ -132,6 +133,31 @@ def fill(
             if on_progress:
                 on_progress(len(rows), layout.n)
     return [rows[index] for index in range(layout.n)]
+
+
+@contextmanager
+def _flushed_meanwhile(path: Path) -> Iterator[None]:
+    """Bytes go to the disk while the next samples are decoded: flushed at the end, all cores would wait for them."""
+    done = threading.Event()
+    errors: list[OSError] = []
+
+    def flush() -> None:
+        with open(path, "rb") as file:
+            while not done.wait(_FLUSH_S) and not errors:
+                try:
+                    os.fsync(file.fileno())
+                except OSError as error:  # a network disk tells here that it is full; it tells it once
+                    errors.append(error)
+
+    thread = threading.Thread(target=flush, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+    for error in errors:
+        raise error
 
 
 def reread(
