@@ -176,8 +176,11 @@ class BIDS(CohortReader):
         return distinct_images(find_images(self.root, self.modality, self.options))
 
     def _imaged(self, scans: pd.DataFrame) -> pd.DataFrame:
-        """participant_id as in the tables, session_id, acq_time (where one has several) of each session with a scan."""
-        there = scans[scans["participant_id"].notna() & scans["scan_reason"].isna()].drop_duplicates(KEYS)
+        """participant_id as in the tables, session_id, acq_time (of people with several) of sessions no table names."""
+        with_visits = scans["participant_id"].isin(self._tables.visits["participant_id"])
+        there = scans[scans["participant_id"].notna() & scans["scan_reason"].isna() & ~with_visits].drop_duplicates(
+            KEYS
+        )
         several = there[there.duplicated("participant_id", keep=False)]
         times = session_times(self.root, several.assign(participant_id=several["label"]))
         return there[KEYS].assign(acq_time=times.reindex(there.index))

@@ -19,6 +19,7 @@ from data_modules.sheets import numbers
 
 DAYS_A_YEAR = 365.25
 OF_A_PERSON = ("sex", "apoe4", "education_years")  # said once, true of every visit
+OF_THEIR_DAY = ("mmse", "cdr")  # said of the person, they are of no known visit where there are several
 NOT_EXTRA = ("age_reason", "acq_time", "person_age", "person_age_reason", "reason", "source")  # only on the way
 
 
@@ -60,9 +61,17 @@ def _with_people(tables: Tables, imaged: pd.DataFrame | None) -> tuple[pd.DataFr
     visits = pd.concat([tables.visits, _unnamed(tables, imaged)], ignore_index=True)
     visits = visits.merge(rows, on="participant_id", how="left", suffixes=("", "_of_person"))
     sexes = visits["sex"].fillna("") + visits["sex_of_person"].fillna("")
+    person = visits.groupby("participant_id", sort=False)
+    undiagnosed = ~visits["diagnosis"].notna().groupby(visits["participant_id"]).transform("any")
+    alone = person["session_id"].transform("size") == 1
+    for name in OF_THEIR_DAY:
+        if name in rows:
+            theirs = f"{name}_of_person" if f"{name}_of_person" in visits else name
+            visits[theirs] = visits[theirs].where(alone)
     for name in [name for name in visits if name.endswith("_of_person")]:
         ours = name.removesuffix("_of_person")
-        visits[ours] = visits[ours].fillna(visits[name])
+        said = visits[name].where(undiagnosed) if ours.startswith("diagnosis") else visits[name]
+        visits[ours] = visits[ours].fillna(said)
         visits = visits.drop(columns=name)
     return visits, sexes
 
@@ -119,7 +128,7 @@ def _complete_ages(visits: pd.DataFrame, one_age: str) -> tuple[pd.Series, pd.Se
         "one age but " + visit_count.astype("string") + " sessions without acq_time: whose age is it? "
         "(data.options.one_age)"
     )
-    chosen = unclear if one_age == "all" else unclear & _is_first(visits) & (one_age == "first")
+    chosen = unclear & _is_first(visits) if one_age == "first" else unclear & (one_age == "all")
     return age.fillna(of_person.where(chosen)), missing, chosen & (one_age == "all")
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from brainage.errors import DataError
 from data_modules.bids_files import list_files, parse_name
+from data_modules.bids_people import match_labels
 
 RAW = "sub-{0}/ses-{1}/anat/sub-{0}_ses-{1}_T1w.nii.gz"
 CAT12 = "derivatives/cat12/sub-{0}/ses-{1}/anat/mwp1sub-{0}_ses-{1}_T1w.nii"
@@ -89,6 +90,12 @@ def test_no_folder_and_no_file(tmp_path):
     none = list_files(tmp_path, suffix="T1w")
     assert len(none) == 0
     assert {"participant_id", "session_id", "run", "path"} <= set(none)
+
+
+def test_two_labels_that_could_mean_the_same_person_are_matched_to_nobody():
+    assert match_labels(["07", "007"], ["7"]) == {}
+    assert match_labels(["A"], ["a", "0a"]) == {"A": "a"}
+    assert match_labels(["5"], ["05", "005"]) == {}
 
 
 LABEL = st.text("abcXYZ019", min_size=1, max_size=4)

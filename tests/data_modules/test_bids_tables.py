@@ -132,6 +132,16 @@ def test_a_participants_file_may_be_long(tmp_path):
     assert found["visit_years"].tolist() == [0.0, 2.0, 0.0]
 
 
+def test_what_is_said_of_a_person_is_not_taken_for_a_later_visit(tmp_path):
+    people = "participant_id age sex site diagnosis mmse\n sub-01 30 F A MCI 27\n sub-02 40 M B MCI 28"
+    visits = {"01": "session_id age diagnosis\n 1 30 MCI\n 2 33 n/a", "02": "session_id age\n 1 40"}
+    root = tiny_bids(tmp_path, people, sessions=visits, images=["01/1", "01/2", "02/1"])
+    found = BIDS(root, "head").table().table
+    assert found["diagnosis"].fillna("").tolist() == ["MCI", "", "MCI"]  # who had MCI may have AD three years later
+    assert found["mmse"].fillna(-1).tolist() == [-1, -1, 28]
+    assert found["site"].tolist() == ["A", "A", "B"]
+
+
 LABEL = st.text("abc123", min_size=1, max_size=3)
 VISIT = st.fixed_dictionaries(
     {
