@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from brainage.config import nearest
-from brainage.data.table import KEY, finish_dropped
+from brainage.data.table import KEY
 from brainage.errors import ConfigError
 
 REASON = "excluded by data.exclude: "
@@ -52,15 +52,14 @@ class Rule:
 
 
 class Excluded(NamedTuple):
-    """What `exclude` leaves."""
+    """What `exclude` finds."""
 
-    table: pd.DataFrame  # every scan, those left out without a split
-    dropped: pd.DataFrame  # the scans left out, as DROPPED_COLUMNS
+    reasons: pd.Series  # why each scan is left out; NA: it is kept
     remarks: list[str]  # lines for people, see `remarks`
 
 
 def exclude(table: pd.DataFrame, rules: Sequence[str], quality: Callable[[], pd.DataFrame] | None = None) -> Excluded:
-    """Take the split from every scan of a table that matches a rule, and list it with its reason.
+    """Which scans of a table the rules leave out, and why.
 
     `quality` gives the computed quality (`brainage.imaging.quality.write_quality`) by KEY; it is called only where a
     rule names a column that the table does not have. Raises ConfigError as `parse_rule` and `apply_rules` do.
@@ -71,10 +70,7 @@ def exclude(table: pd.DataFrame, rules: Sequence[str], quality: Callable[[], pd.
         found = quality()
         new = [name for name in found.columns if name not in table]
         judged = table.merge(found[[*KEY, *new]], on=KEY, how="left", validate="one_to_one").set_axis(table.index)
-    reasons = apply_rules(judged, parsed)
-    out = reasons.notna()
-    left = table.assign(split=table["split"].astype("string").mask(out, pd.NA))
-    return Excluded(left, finish_dropped(table.assign(reason=reasons)[out]), remarks(judged, parsed))
+    return Excluded(apply_rules(judged, parsed), remarks(judged, parsed))
 
 
 def parse_rule(text: str) -> Rule:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from brainage.data.exclusion import exclude
-from brainage.data.table import KEY, finish_table, read_table, write_table
+from brainage.data.table import KEY, finish_dropped, finish_table, read_table, write_table
 from brainage.reporting.cohort import anonymous_reasons, diagnosis_sheet, visits_sheet
 from brainage.reporting.data_sheet import data_sheet, write_data_sheet
 from brainage.reporting.page import Canvas, Page
@@ -55,9 +55,16 @@ def computed(table, flagged=3):
     return quality.assign(qc_flag_count=quality["qc_flags"].notna().astype(float))
 
 
+def without(table: pd.DataFrame, rules: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Kept and dropped scans."""
+    reasons = exclude(table, rules).reasons
+    out = reasons.notna()
+    return table[~out].reset_index(drop=True), finish_dropped(table.assign(reason=reasons)[out])
+
+
 def test_the_page_has_every_part_and_its_files_and_names_nobody(cohort, tmp_path):
-    excluded = exclude(cohort, ["qc_pass == 0", f"participant_id == {PREFIX}0007"])
-    page = write_data_sheet(tmp_path, excluded.table, excluded.dropped, computed(cohort))
+    kept, dropped = without(cohort, ["qc_pass == 0", f"participant_id == {PREFIX}0007"])
+    page = write_data_sheet(tmp_path, kept, dropped, computed(cohort))
     text = page.read_text(encoding="utf-8")
     for words in (
         "by split",
@@ -77,7 +84,7 @@ def test_the_page_has_every_part_and_its_files_and_names_nobody(cohort, tmp_path
     assert "excluded by data.exclude: a rule about participant_id" in text
     for path in (page, *(tmp_path / "tables").iterdir()):
         assert PREFIX not in path.read_text(encoding="utf-8"), path
-    assert write_data_sheet(tmp_path, excluded.table, excluded.dropped, computed(cohort)).read_text() == text
+    assert write_data_sheet(tmp_path, kept, dropped, computed(cohort)).read_text() == text
 
 
 def test_the_numbers_are_those_of_the_table(cohort):
@@ -106,7 +113,7 @@ def test_quality_counts_what_lies_beyond_published_and_computed_limits(cohort):
 def test_a_mixture_has_an_overview_and_one_block_a_cohort(cohort, tmp_path):
     other = invented("ixi 2", 60, seed=2).drop(columns=["qc_iqr", "qc_pass"]).assign(diagnosis="CN")
     both = pd.concat([cohort, other.astype({"diagnosis": "string"})], ignore_index=True)
-    dropped = exclude(both, ["age_years > 89"]).dropped
+    _, dropped = without(both, ["age_years > 89"])
     lost = dropped.iloc[:1].assign(cohort="gone", reason="table empty")
     blocks = data_sheet(Canvas(tmp_path), both, pd.concat([dropped, lost]), computed(cohort))
     titles = [block.title for block in blocks if block.title]
