@@ -136,6 +136,8 @@ def test_other_images_belong_to_the_nearest_visit_within_the_window(tmp_path):
     assert (alone["sex"], alone["site"]) == ("F", "027")
     wide = ADNI(tmp_path, "head", options={"visit_window_days": 120}).table().table
     assert wide["session_id"].tolist() == ["bl", "m12"]
+    widest = ADNI(tmp_path, "head", options={"visit_window_days": 400}).table().table  # both visits are within it
+    assert widest["days_to_clinical"].tolist() == [110.0, 70.0]
 
 
 def test_the_diagnosis_is_that_of_the_visit_and_dx_bl_counts_for_the_baseline_alone(tmp_path):

@@ -114,6 +114,11 @@ def test_repeated_rows_of_a_visit_are_one_and_fill_each_other(tmp_path):
     assert found["reason"].isna().all()
 
 
+def test_the_order_of_rows_that_differ_in_a_score_or_a_date_decides_nothing(tmp_path):
+    rows = pd.concat([small.merge().assign(MMSE="28"), small.merge().assign(MMSE="26", EXAMDATE="2006-05-09")])
+    pd.testing.assert_frame_equal(visits(tmp_path, rows), visits(tmp_path, rows.iloc[::-1]))
+
+
 # What is read
 
 
