@@ -17,12 +17,13 @@ from data_modules.volumes import NATIVE
 
 SUBJECTS, SPACING_MM = 24, 8.0
 SCANS = 2
-FORMS = {  # layouts that one call cannot write whole: form -> what to ask the writer for, and its modalities
+FORMS = {  # layouts that one call does not write whole: form -> what to ask the writer for, and its modalities
     "adni": {
         "merge": ({"form": "merge"}, ("head", "brain")),
         "loni": ({"form": "loni"}, ("brain",)),
         "bids": ({"form": "bids"}, ("vbm", "quasiraw")),
     },
+    "icbm": {"": ({}, ("brain", "head"))},
 }
 OPTIONS = {("bids", "roi"): {"table_file": "derivatives/regions.tsv"}}  # what a reader cannot know by itself
 

@@ -50,9 +50,11 @@ def test_what_somebody_lacks_is_told_by_the_reader(cohort):
         assert table[name].tolist() == whole[theirs].tolist()
     np.testing.assert_allclose(table["age_years"], whole["age_years"])
     lacking = dict(truth.loc[~truth["whole"], ["participant_id", "scan"]].values)
-    reasons = dropped[dropped["participant_id"].isin(list(lacking))].set_index("participant_id")["reason"]
-    assert sorted(reasons) == ["age_years missing", "no usable row in the demographic sheets"]
-    assert dropped["reason"].str.contains("repeated row of").sum() == 3
+    repeated = dropped["reason"].str.contains("repeated row of")
+    reasons = dropped[~repeated].set_index("participant_id")["reason"].to_dict()
+    assert set(reasons) == set(lacking)
+    assert sorted(reasons.values()) == ["age_years missing", "no usable row in the demographic sheets"]
+    assert repeated.sum() > 1
     assert len(reader.without_scan()) == 1
 
 
