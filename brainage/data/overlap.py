@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -186,16 +187,6 @@ def add_groups(table: pd.DataFrame, groups: pd.DataFrame) -> pd.DataFrame:
     return add_elsewhere(table, person_keys(table).map(every))
 
 
-def identities(table: pd.DataFrame) -> list[set[tuple[str, str]]]:
-    """For each person of a table (in order of appearance) every (cohort, participant_id) the person goes by."""
-    people = table.drop_duplicates(PERSON)
-    elsewhere = people[ELSEWHERE] if ELSEWHERE in people else [None] * len(people)
-    return [
-        {(cohort, person)} | {(c, p) for c, _, p in (name.partition("/") for name in _split(names)) if p}
-        for cohort, person, names in zip(people["cohort"], people["participant_id"], elsewhere, strict=True)
-    ]
-
-
 def _order(cohorts: pd.Series, readers: Mapping[str, str]) -> pd.Series:
     return cohorts.map({name: place for place, name in enumerate(readers)}).astype("int64")
 
@@ -232,11 +223,11 @@ def _elsewhere(people: pd.DataFrame, table: pd.DataFrame, readers: Mapping[str, 
     return met[~anybody | met["identity"].map(lambda name: plain_id(name[1:])[1] or len(name) > LONG_ID)]
 
 
-def _with(known: str | None, added: str | None, own: str) -> str | None:
+def _with(known: Any, added: Any, own: str) -> str | None:
     names = dict.fromkeys([*_split(known), *_split(added)])
     names.pop(own, None)
     return ";".join(names) or None
 
 
-def _split(names: str | None) -> list[str]:
-    return [] if names is None or names is pd.NA else [name.strip() for name in str(names).split(";") if name.strip()]
+def _split(names: Any) -> list[str]:
+    return [] if pd.isna(names) else [name.strip() for name in str(names).split(";") if name.strip()]

@@ -1,6 +1,6 @@
-"""A simulated OpenBHB whose study IXI is there a second time, as a cohort of its own: other ids, intensities, grid offset.
+"""A simulated OpenBHB whose study IXI is there a second time, as a cohort of its own: other ids, other intensities.
 
-`write_pair` gives the two folders and who is who. The second cohort is read by `Reexported`, which has OpenBHB's contract.
+`write_pair` gives the two folders and who is who. `Reexported` reads the second one, with OpenBHB's contract.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def write_pair(folder: Path) -> Pair:
     sheet["study"] = "GSP"
     sheet.loc[again, "study"] = "IXI"
     sheet.to_csv(openbhb / "participants.tsv", sep="\t", index=False)
-    ixi = folder / "ixi"
+    ixi = folder / "ixi_again"
     ixi.mkdir()
     (ixi / "like").symlink_to(openbhb)
     reader = OpenBHB(openbhb, "vbm")
