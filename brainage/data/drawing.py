@@ -38,7 +38,7 @@ def draw_share(first: pd.DataFrame, stratify: Sequence[str], share: float, purpo
 
 def draw_fold(first: pd.DataFrame, stratify: Sequence[str], folds: int, fold: int, seed: int) -> np.ndarray:
     """bool [people]: part `fold` of `folds`, which hold everybody once; DataError when nobody is in it."""
-    if not stratify:
+    if not stratify or first.empty:
         found = np.floor(hash_shares(first, "fold", seed) * folds).to_numpy() == fold
     else:
         labels, left = strata(first, stratify, 1 / folds), np.arange(len(first))
@@ -49,9 +49,9 @@ def draw_fold(first: pd.DataFrame, stratify: Sequence[str], folds: int, fold: in
             taken, left = left[drawn], left[~drawn]
         found = np.isin(np.arange(len(first)), taken)
     if not found.any():
+        hint = "" if stratify else ", or data.stratify, which makes them equally large"
         raise DataError(
-            f"data.folds={folds}: nobody of {len(first)} people is in fold {fold}; expected fewer folds, or "
-            "data.stratify, which makes them equally large"
+            f"data.folds={folds}: nobody of {len(first)} people is in fold {fold}; expected fewer folds{hint}"
         )
     return found
 

@@ -82,6 +82,7 @@ def carve_val(
     """The same split frame with about `fraction` of its train people, whole, moved to val; the tests stay untouched.
 
     With `stratify`, the people of `table` are drawn as in `draw_split`; those of the frame that it lacks stay in train.
+    Raises DataError when nobody would be left in train.
     """
     _refuse_share("data.val_fraction", fraction)
     _refuse_stratify(stratify)
@@ -91,6 +92,8 @@ def carve_val(
         assert table is not None, "stratify needs the ages, sexes and sites of a table"
         train = train.reset_index().merge(first_scans(table), on=PERSON).set_index("index")
     carved.loc[train.index[draw_share(train, stratify, fraction, "val", seed)], "split"] = "val"
+    if len(train) and not (carved["split"] == "train").any():
+        raise DataError(f"data.val_fraction={fraction}: val would be all {len(train)} people of train; make it smaller")
     return carved
 
 

@@ -131,6 +131,12 @@ def test_fractions_of_zero_leave_nobody_behind():
     assert set(split["split"]) == {"train", "test_external"}
 
 
+def test_a_val_of_everybody_is_refused():
+    split = draw_split(people(1), external_sites=[], internal_fraction=0.0, seed=0)
+    with pytest.raises(DataError, match="val would be all 1 people of train"):
+        carve_val(split, fraction=0.999, seed=0)
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_an_impossible_share_is_refused(share):
     with pytest.raises(ConfigError, match="val_fraction"):

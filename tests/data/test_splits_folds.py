@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from brainage.data.drawing import deal_groups
 from brainage.data.folds import write_folds
 from brainage.data.splits import apply_split, carve_val, draw_split, read_split, refuse_leakage, split_hash
-from brainage.data.table import PERSON, read_tsv
+from brainage.data.table import PERSON, finish_table, read_tsv
 from brainage.errors import ConfigError, DataError
 from tests.data.people_tables import drawn, firsts, random_table
 
@@ -31,8 +31,8 @@ def times_tested(splits: list[pd.DataFrame], *names: str) -> set[int]:
     return set(pd.concat([tested, splits[0]]).groupby(PERSON).size() - 1)
 
 
-@settings(max_examples=8, deadline=None)
-@given(st.integers(0, 10_000), st.integers(2, 5), st.sampled_from([[], ["age"], ["age", "sex", "site"]]))
+@settings(max_examples=6, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 3), st.sampled_from([[], ["age"], ["age", "sex", "site"]]))
 def test_folds_by_person_test_everybody_once_and_split_nobody(seed, folds, stratify):
     table = random_table(seed, people=100, movers=0.4)
     splits = all_folds(table, folds, seed=seed, stratify=stratify)
@@ -45,7 +45,7 @@ def test_folds_by_person_test_everybody_once_and_split_nobody(seed, folds, strat
 
 
 @settings(max_examples=4, deadline=None)
-@given(st.integers(0, 10_000), st.integers(2, 5))
+@given(st.integers(0, 10_000), st.integers(2, 4))
 def test_stratified_folds_are_alike_in_size_sex_and_site_within_one_person(seed, folds):
     table = random_table(seed, people=130)
     first = firsts(table)
@@ -56,15 +56,16 @@ def test_stratified_folds_are_alike_in_size_sex_and_site_within_one_person(seed,
             assert (of.sum() - of.size() / folds).abs().max() < 1
 
 
-@settings(max_examples=12, deadline=None)
-@given(st.integers(0, 10_000), st.integers(2, 4), st.sampled_from([0.0, 0.02, 0.1]), st.sampled_from([0.0, 0.5]))
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 3), st.sampled_from([0.0, 0.02, 0.1]), st.sampled_from([0.0, 0.2]))
 def test_folds_by_site_hold_whole_sites_out_once_and_train_never_sees_them(seed, folds, movers, internal):
     table = random_table(seed, people=100, sites=8, movers=movers)
-    groups = deal_groups(table, "site", folds, seed=0)[1]
+    dealt, groups = deal_groups(table, "site", folds, seed=0)
     if groups < folds:  # people who moved joined too many sites
         with pytest.raises(DataError, match=f"found {groups} sites .those that share people count as one"):
             fold_of(table, 0, folds, folds_by="site")
         return
+    assume(dealt["fold"].value_counts().min() > 8)  # or an internal test might take all who are left
     splits = all_folds(table, folds, folds_by="site", internal_fraction=internal)
     assert times_tested(splits, "test_external") == {1}
     held_out: list[str] = []
@@ -80,13 +81,27 @@ def test_folds_by_site_hold_whole_sites_out_once_and_train_never_sees_them(seed,
     assert sorted(held_out) == sorted(set(table["site"].dropna()))
 
 
-def test_folds_by_site_differ_by_one_site_in_people_at_most():
+def sites_of(**sizes: int) -> pd.DataFrame:
+    names = [name for name, size in sizes.items() for _ in range(size)]
+    raw = {"cohort": "a", "participant_id": [f"p{i:02d}" for i in range(len(names))], "site": names, "age_years": 30.0}
+    return finish_table(pd.DataFrame(raw).assign(path=raw["participant_id"]), source="test").table
+
+
+def test_sites_are_dealt_the_largest_first_each_to_the_fold_that_has_fewest():
+    table = sites_of(a=3, b=3, c=3, d=4, e=5)
+    sizes = [(split["split"] == "test_external").sum() for split in all_folds(table, 2, folds_by="site")]
+    assert sorted(sizes) == [8, 10]  # 5 + 3 and 4 + 3 + 3; from the smallest it would be 7 and 11
+
+
+def test_a_person_alone_at_a_site_stays_in_train_until_that_sites_fold():
+    table = sites_of(big=20, other=20, alone=1)
     for seed in range(4):
-        table = random_table(seed, people=200, sites=20, movers=0.0)
-        sizes = [(s["split"] == "test_external").sum() for s in all_folds(table, 4, folds_by="site", seed=seed)]
-        largest = table["site"].fillna("").value_counts().max()
-        assert max(sizes) - min(sizes) <= largest
-        assert sum(sizes) == 200
+        splits = all_folds(table, 3, folds_by="site", internal_fraction=0.5, seed=seed)
+        assert sorted(split.set_index("participant_id")["split"]["p40"] for split in splits) == [
+            *("test_external", "train", "train")
+        ]
+        by_person = fold_of(table, 0, 0, internal_fraction=0.5, seed=seed)  # a single split: an unseen site is external
+        assert by_person.set_index("participant_id")["split"]["p40"] in ("train", "test_external")
 
 
 def test_sites_that_share_a_person_are_held_out_together():
@@ -179,10 +194,13 @@ def test_a_fold_that_nobody_is_in_is_refused():
     table = random_table(0, people=6)
     with pytest.raises(DataError, match=r"data\.folds=40: nobody of 6 people is in fold 0"):
         fold_of(table, 0, 40)
+    for stratify in ([], ["age"]):
+        with pytest.raises(DataError, match="nobody of 0 people is in fold 0"):
+            fold_of(table, 0, 3, external_cohorts=["c0"], stratify=stratify)
 
 
 def test_written_folds_are_the_drawn_ones_and_the_index_describes_them(tmp_path):
-    table = random_table(3, people=120, movers=0.3)
+    table = random_table(3, people=60, movers=0.3)
     index = write_folds(table, tmp_path / "folds", folds=3, seed=5, stratify=["age", "sex"])
     assert read_tsv(tmp_path / "folds" / "folds.tsv").astype(str).equals(index.astype(str).astype("string").astype(str))
     first = firsts(table)
@@ -201,7 +219,7 @@ def test_written_folds_are_the_drawn_ones_and_the_index_describes_them(tmp_path)
 
 
 def test_folds_are_not_written_over_others(tmp_path):
-    table = random_table(3, people=80)
+    table = random_table(3, people=40)
     index = write_folds(table, tmp_path, folds=3, seed=0)
     pd.testing.assert_frame_equal(write_folds(table, tmp_path, folds=3, seed=0), index)
     (tmp_path / "folds.tsv").unlink()
