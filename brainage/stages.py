@@ -76,7 +76,7 @@ def keywords_of(
         key, found, value = word.partition("=")
         if not found or key not in known:
             raise ConfigError(f"{source}: {word!r}: expected key=value{nearest(key, known)}")
-        values[key] = OmegaConf.create({"value": ""} if not value else f"value: {value}")["value"]
+        values[key] = OmegaConf.select(OmegaConf.from_dotlist([f"value={value or chr(34) * 2}"]), "value")
     return values
 
 

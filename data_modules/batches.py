@@ -31,6 +31,7 @@ class ScanBatches(Dataset):
         self.rows = rows
         self.age_years = table["age_years"].to_numpy(np.float32)
         self.subject = pd.factorize(person_keys(table))[0].astype(np.int64)
+        self.site = pd.factorize(table["site"])[0].astype(np.int64)  # -1: unknown
         self.key = sample_numbers(table).astype(np.int64)
         self.reuse = reuse
         self._ring: list[torch.Tensor] = []
@@ -47,6 +48,7 @@ class ScanBatches(Dataset):
         batch: Batch = {
             "age_years": torch.from_numpy(self.age_years[index]),
             "subject": torch.from_numpy(self.subject[index]),
+            "site": torch.from_numpy(self.site[index]),
             "key": torch.from_numpy(self.key[index]),
             "index": torch.from_numpy(index.astype(np.int64)),
         }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,21 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from brainage.config import DataConfig
+from brainage.config import DataConfig, nearest
 from brainage.data.array_store import ArrayStore
-from brainage.data.joined import JoinedStore
+from brainage.data.exclusion import exclude, parse_rule
+from brainage.data.joined import JoinedStore, join_tables
 from brainage.data.masking import load_mask
 from brainage.data.overlap import add_groups
-from brainage.data.sampling import StepBatches
+from brainage.data.sampling import StepBatches, scan_strata, scan_weights
 from brainage.data.splits import apply_split, refuse_leakage, split_hash
 from brainage.data.store import estimate_bytes, prepare_store
 from brainage.data.table import CohortTable, finish_dropped, person_numbers, write_tsv
+from brainage.errors import ConfigError
 from brainage.imaging.contract import InputContract
+from brainage.imaging.quality import COLUMNS as QUALITY_COLUMNS
+from brainage.imaging.quality import write_quality
+from brainage.runtime import warn
 from data_modules.batches import Batch, DeviceSide, ScanBatches, TimedLoader
 from data_modules.describe import describe
 from data_modules.member_splits import choose_split
@@ -56,6 +62,8 @@ class CohortDataModule(L.LightningDataModule):
         self.listed: CohortTable = join_listings(self.members)
         self.split, self.split_source = choose_split(config, self.members, self.listed.table)
         self.split_hash = split_hash(self.split)
+        self.rules = [parse_rule(text) for text in config.exclude]
+        self._refuse_unknown_columns()
         self.overlaps = Overlaps(config.overlap, self.members, self.listed.table) if len(self.members) > 1 else None
         if self.overlaps:
             self.overlaps.refuse(self.split)  # by ids, before anything is read
@@ -87,6 +95,11 @@ class CohortDataModule(L.LightningDataModule):
         """The scans that there will be, with their split, before any of them is read."""
         table = self._stored()
         return table[self._left_out(table).isna()].reset_index(drop=True)
+
+    def excluded_by_table(self) -> int:
+        """Scans that `data.exclude` leaves out by columns of the cohort's tables."""
+        table = self._stored()
+        return int(exclude(table, [str(r) for r in self.rules if r.column in table]).reasons.notna().sum())
 
     def bytes_needed(self) -> int:
         """Disk that the stores take."""
@@ -135,10 +148,13 @@ class CohortDataModule(L.LightningDataModule):
     def train_dataloader(self) -> TimedLoader:
         """Batches of the global step the trainer stands at."""
         dataset = self._dataset(self.rows("train"))
+        trained = self.table.iloc[dataset.rows]
+        balance: dict[str, Any] = {"balance": self.config.balance, "cohort_weights": self.config.weights}
         batches = StepBatches(
             len(dataset), self.config.batch_size, self.seed,
             position=lambda: self.trainer.global_step if self.trainer else 0,
             repeat_first=self.overfit_batches,
+            weights=scan_weights(trained, **balance), strata=scan_strata(trained, **balance),
         )  # fmt: skip
         self._loader = TimedLoader(
             dataset,
@@ -206,11 +222,19 @@ class CohortDataModule(L.LightningDataModule):
         digest = self.mask.digest if self.mask is not None else ""
         return [member.store_path(self.config.limit, self.split_hash, digest) for member in self.members]
 
-    def _left_out(self, table: pd.DataFrame) -> pd.Series:
-        """Why a stored scan is not used here; NA where it is."""
-        if self.overlaps is None:
-            return pd.Series(pd.NA, index=table.index, dtype="string")
-        return self.overlaps.left_out(table)
+    def _left_out(self, table: pd.DataFrame, quality: Callable[[], pd.DataFrame] | None = None) -> pd.Series:
+        """Why a stored scan is not used here; NA where it is. Without `quality`, rules about it wait."""
+        reasons = pd.Series(pd.NA, index=table.index, dtype="string")
+        if self.overlaps is not None:
+            reasons = self.overlaps.left_out(table)
+        rules = [str(rule) for rule in self.rules if quality is not None or rule.column in table]
+        return reasons.fillna(exclude(table, rules, quality).reasons)
+
+    def _refuse_unknown_columns(self) -> None:
+        known = [*self.listed.table.columns, *QUALITY_COLUMNS]
+        for rule in self.rules:
+            if rule.column not in known:
+                raise ConfigError(f"data.exclude: {rule}: no column {rule.column!r}{nearest(rule.column, known)}")
 
     def _prepare_member(
         self, member: Member, rows: np.ndarray, path: Path, on_progress: Callable[[int, int], None] | None
@@ -231,24 +255,44 @@ class CohortDataModule(L.LightningDataModule):
 
     def _view(self, prepared: Mapping[int, ArrayStore]) -> ArrayStore:
         """The one store, or those of a mixture as one, without the scans that are left out."""
-        if self.overlaps is None:
+        if self.overlaps is None and not self.rules:
             return prepared[0]
         members, stores = [self.members[place] for place in prepared], list(prepared.values())
         tables = [member.named(store.table) for member, store in zip(members, stores, strict=True)]
-        self.overlaps.look_at(stores, tables, self.store_path)
-        self.overlaps.judge(self.split)
-        reasons = [self._left_out(table) for table in tables]
+        if self.overlaps is not None:
+            self.overlaps.look_at(stores, tables, self.store_path)
+            self.overlaps.judge(self.split)
+            tables = tables
+        qualities = [partial(_quality, member, store) for member, store in zip(members, stores, strict=True)]
+        reasons = [self._left_out(table, quality) for table, quality in zip(tables, qualities, strict=True)]
+        self._remark(tables, qualities)
         unused = [table.assign(reason=why)[why.notna()] for table, why in zip(tables, reasons, strict=True)]
         lost = [member.named(store.dropped) for member, store in zip(members, stores, strict=True)]
         view = JoinedStore(
             stores,
-            [add_groups(table, self.overlaps.groups) for table in tables],
+            tables,
             path=self.store_path,
             dropped=finish_dropped(*lost, *unused),
             keep=[why.isna().to_numpy() for why in reasons],
         )
-        write_tsv(view.dropped, self.store_path / "dropped.tsv")
+        if self.overlaps is not None:
+            write_tsv(view.dropped, self.store_path / "dropped.tsv")
         return view
+
+    def _remark(self, tables: Sequence[pd.DataFrame], qualities: Sequence[Callable[[], pd.DataFrame]]) -> None:
+        """Say which rules match nobody, or more than half."""
+        every = partial(_together, qualities)
+        for line in exclude(join_tables(tables), self.config.exclude, every).remarks:
+            warn(line)
+
+
+def _quality(member: Member, store: ArrayStore) -> pd.DataFrame:
+    """Computed quality of a store, kept beside it, under the names of the joined table."""
+    return member.named(write_quality(store))
+
+
+def _together(parts: Sequence[Callable[[], pd.DataFrame]]) -> pd.DataFrame:
+    return pd.concat([part() for part in parts], ignore_index=True)
 
 
 def _further(

@@ -28,6 +28,7 @@ def describe(data: CohortDataModule) -> dict[str, str]:
         reasons = dropped["reason"].value_counts()
         shown = "; ".join(f"{reason} ({count})" for reason, count in reasons.head(3).items())
         lines["dropped"] = f"{len(dropped)}: {shown}" + ("; ..." if len(reasons) > 3 else "")
+    lines |= _excluded(data)
     absent = [person for member in data.members for person in member.reader.without_scan()]
     if absent:
         named = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
@@ -36,6 +37,14 @@ def describe(data: CohortDataModule) -> dict[str, str]:
     lines["sample"] = f"{tuple(data.contract.shape)} {data.contract.dtype}, {data.contract.modality}"
     lines["store"] = _stores(data)
     return lines
+
+
+def _excluded(data: CohortDataModule) -> dict[str, str]:
+    if not data.rules:
+        return {}
+    waiting = [str(rule) for rule in data.rules if rule.column not in data.listed.table]
+    told = f"{data.excluded_by_table()} scans by data.exclude"
+    return {"excluded": told + (f"; after preparation also by {', '.join(waiting)}" if waiting else "")}
 
 
 def _people(part: pd.DataFrame) -> str:

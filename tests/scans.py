@@ -54,14 +54,14 @@ class VectorCohort(CohortReader):
 class SimulatedScans(CohortDataModule):
     """The vector cohort behind the ordinary data module, its store in a temporary folder."""
 
-    def __init__(self, experiment: Experiment | None = None) -> None:
+    def __init__(self, experiment: Experiment | None = None, reader: type[VectorCohort] = VectorCohort) -> None:
         experiment = experiment or small_experiment("runs")
         self.folder = tempfile.TemporaryDirectory()
         config = dataclasses.replace(
             experiment.data, root=self.folder.name, store=str(Path(self.folder.name) / "store"), prepare_workers=1,
             external_sites=["site3"],
         )  # fmt: skip
-        super().__init__(config, reader=VectorCohort(config.root, "vbm"), seed=experiment.seed)
+        super().__init__(config, reader=reader(config.root, "vbm"), seed=experiment.seed)
 
 
 def small_experiment(runs: str | Path, *overrides: str) -> Experiment:

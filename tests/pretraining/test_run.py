@@ -43,9 +43,7 @@ class Enormous(VectorCohort):
 
 
 def scans_of(reader: type[VectorCohort], experiment) -> SimulatedScans:
-    data = SimulatedScans(experiment)
-    data.reader = reader(data.config.root, "vbm")
-    return data
+    return SimulatedScans(experiment, reader)
 
 
 def interrupted(monkeypatch, experiment, data, step: int) -> None:
