@@ -262,7 +262,7 @@ class CohortDataModule(L.LightningDataModule):
         if self.overlaps is not None:
             self.overlaps.look_at(stores, tables, self.store_path)
             self.overlaps.judge(self.split)
-            tables = tables
+            tables = [add_groups(table, self.overlaps.groups) for table in tables]
         qualities = [partial(_quality, member, store) for member, store in zip(members, stores, strict=True)]
         reasons = [self._left_out(table, quality) for table, quality in zip(tables, qualities, strict=True)]
         self._remark(tables, qualities)
