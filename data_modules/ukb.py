@@ -43,11 +43,12 @@ PREPROCESSING = (  # the pipeline's bb_struct_init, Alfaro-Almagro et al., Neuro
     "UK Biobank: gradient distortion corrected, warped (FNIRT, spline) to MNI152 1 mm, times the template's brain "
     "mask; no bias field correction after the scanner's own"
 )
+EXTRA = ("tiv_ml", "gm_ml", "wm_ml", "head_scaling")  # columns that are left out where no table has them
 SCALED = "divided by the 99th percentile of the tissue"
 _ZIP = re.compile(r"^(\d+)_20252_(\d+)_(\d+)\.zip$")
 _THREADS = 16  # they wait for the disk, not for each other
 _BLOCK = 64  # zips a thread takes at a time
-_TRIED = 50  # zips looked into for one whose header gives the grid
+_TRIED = 20  # images opened for one whose header gives the grid
 
 
 @dataclass(frozen=True)
@@ -75,22 +76,21 @@ class UKBiobank(CohortReader):
     Options: ClassVar[type] = Options
 
     def table(self) -> CohortTable:
-        zips, dropped = self._zips()
+        zips, others = self._zips()
         people, nobody = read_people(self._tables())
-        gone = zips["participant_id"].isin(self.withdrawn_people()["participant_id"])
-        dropped += [nobody, zips[gone].assign(reason=WITHDRAWN)]
-        rows = zips[~gone].merge(people, on=["participant_id", "session_id"], how="left", indicator="listed")
+        withdrawn = self.withdrawn_people()["participant_id"]
+        rows = zips.merge(people, on=["participant_id", "session_id"], how="left", indicator="listed")
         absent = rows["listed"] == "left_only"
         rows["reason"] = rows["reason"].mask(absent, "no row of this person and visit in the tables")
-        dropped.append(rows[rows["reason"].notna()])
-        rows = rows[rows["reason"].isna()].copy()
-        rows["reason"] = self._faults(rows["path"])
-        dropped.append(rows[rows["reason"].notna()])
-        listed = pd.concat(dropped, ignore_index=True).assign(cohort=self.name, run="")
-        rows = rows[rows["reason"].isna()].drop(columns=["reason", "listed"])
-        extra = ["tiv_ml", "gm_ml", "wm_ml", "head_scaling"]
-        rows = rows.drop(columns=[name for name in extra if rows[name].isna().all()])
-        return finish_table(rows.assign(cohort=self.name, run=""), source=str(self.root), dropped=listed)
+        rows = pd.concat([rows, others], ignore_index=True)
+        rows["reason"] = rows["reason"].mask(rows["participant_id"].isin(withdrawn), WITHDRAWN)
+        fine = rows["reason"].isna()
+        rows.loc[fine, "reason"] = self._faults(rows.loc[fine, "path"])
+        rows = rows.drop(columns=["listed", *(name for name in EXTRA if rows[name].isna().all())])
+        rows = rows.assign(cohort=self.name, run="")
+        left_out = pd.concat([rows[rows["reason"].notna()], nobody.assign(cohort=self.name)])
+        kept = rows[rows["reason"].isna()].drop(columns="reason")
+        return finish_table(kept, source=str(self.root), dropped=left_out)
 
     def without_scan(self) -> list[str]:
         """People with an imaging visit in the tables, not withdrawn, of whom there is no zip."""
@@ -129,8 +129,8 @@ class UKBiobank(CohortReader):
     def _tables(self) -> list[Path]:
         return find_tables(self.root, self.options.tables)
 
-    def _zips(self) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
-        """participant_id, session_id and path of one zip a visit; and, with their reason, those left out."""
+    def _zips(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """participant_id, session_id and path of one zip a visit; and of those left out, each with its reason."""
         rows, left_out = [], []
         seen: dict[tuple[str, str], str] = {}
         for file in _walk(self.root):
@@ -151,12 +151,12 @@ class UKBiobank(CohortReader):
         if not rows:
             raise DataError(f"{self.root}: no zip here or below; expected names like 1000011_20252_2_0.zip")
         columns = ["participant_id", "session_id", "path"]
-        dropped = pd.DataFrame(left_out, columns=[*columns, "reason"], dtype="string")
-        return pd.DataFrame(rows, columns=columns, dtype="string"), [dropped]
+        others = pd.DataFrame(left_out, columns=[*columns, "reason"], dtype="string")
+        return pd.DataFrame(rows, columns=columns, dtype="string"), others
 
-    def _faults(self, paths: Iterable[str]) -> list[str | None]:
+    def _faults(self, locators: Iterable[str]) -> list[str | None]:
         """For each locator why its zip cannot give the member, or None; reads directories of zips only."""
-        paths = list(paths)
+        paths = list(locators)
         blocks = [paths[start : start + _BLOCK] for start in range(0, len(paths), _BLOCK)]
         with ThreadPoolExecutor(_THREADS) as pool:
             found = pool.map(lambda block: [self._fault(path) for path in block], blocks)
@@ -186,32 +186,36 @@ class UKBiobank(CohortReader):
 
     def _find_grid(self) -> InputContract:
         member = MEMBERS[self.modality]
-        problem = "no zip"
-        gone = set(self.withdrawn_people()["participant_id"])
-        named = ((file, _ZIP.match(file.rpartition("/")[2])) for file in _walk(self.root))
-        zips = (file for file, match in named if match and match[1] not in gone)
-        for file in itertools.islice(zips, _TRIED):
+        zips, _ = self._zips()
+        zips = zips[~zips["participant_id"].isin(self.withdrawn_people()["participant_id"])]
+        problem = f"no zip holds {member}"
+        with_member = (path for path in zips["path"] if self._fault(path) is None)
+        for path in itertools.islice(with_member, _TRIED):
             try:
-                image = self._image(f"{file}!{member}")
+                image = self._image(path)
             except DataError as error:
                 problem = str(error)
                 continue
-            return grid_contract("ukb_brain_mni", PREPROCESSING, image.shape, image.affine, file)
-        raise DataError(f"{self.root}: none of its first {_TRIED} zips holds a readable {member}; last: {problem}")
+            return grid_contract("ukb_brain_mni", PREPROCESSING, image.shape, image.affine, f"{self.root / path}")
+        raise DataError(f"{self.root}: expected one readable {member} among {len(zips)} zips; last: {problem}")
 
 
 def _walk(root: Path, below: str = "") -> Iterator[str]:
     """Files under root as relative paths with /, each folder sorted; hidden ones and links upwards passed over."""
     folders: list[str] = []
     files: list[str] = []
-    with os.scandir(root / below) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if not entry.is_dir():
-                files.append(f"{below}{entry.name}")
-            elif not (entry.is_symlink() and (root / below).resolve().is_relative_to(Path(entry.path).resolve())):
-                folders.append(f"{below}{entry.name}")
-    yield from sorted(files)
-    for folder in sorted(folders):
+    here = root / below
+    try:
+        entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{here}: cannot be listed ({error.strerror or error})") from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir():
+            files.append(f"{below}{entry.name}")
+        elif not (entry.is_symlink() and here.resolve().is_relative_to(Path(entry.path).resolve())):
+            folders.append(f"{below}{entry.name}")
+    yield from files
+    for folder in folders:
         yield from _walk(root, f"{folder}/")

@@ -30,7 +30,7 @@ MONTHS = {name.lower(): number for number, name in enumerate(calendar.month_name
 AGES_YEARS = (37.0, 100.0)  # recruits were 37 to 73 in 2006-2010, and scans began in 2014
 SAME_AGE_YEARS = 1.1  # 21003 is whole years, rounded down; the day of birth is not known
 ENDINGS = (".csv", ".tsv", ".tab", ".txt", ".csv.gz", ".tsv.gz", ".tab.gz", ".txt.gz")
-WITHDRAWAL = re.compile(r"^w\d+_.*\.(csv|txt)$")
+WITHDRAWAL = re.compile(r"^(w\d+|withdr).*\.(csv|txt)$", re.IGNORECASE)
 PEOPLE_COLUMNS = [
     "participant_id", "session_id", "age_years", "sex", "site", "visit_years", "tiv_ml", "gm_ml", "wm_ml",
     "head_scaling", "reason",
@@ -92,7 +92,7 @@ def find_tables(root: Path, named: Sequence[str] = ()) -> list[Path]:
 
 
 def find_withdrawals(root: Path, named: Sequence[str] = ()) -> list[Path]:
-    """Lists named w<application>_<...>.csv or .txt in the root or one folder down, and those that are named."""
+    """Lists called w<application>..., or withdr..., .csv or .txt, in the root or one folder down; and those named."""
     folders = [root, *sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]
     found = [file for folder in folders for file in sorted(folder.iterdir()) if WITHDRAWAL.match(file.name)]
     return found + [root / name for name in named if (root / name) not in found]

@@ -78,11 +78,7 @@ def write_ukb(
     and what the table tells: birth_year, birth_month, visit_date, tiv_ml.
     """
     out = Path(out)
-    for modality in modalities:
-        if modality not in MEMBERS:
-            raise ConfigError(f"modality {modality!r}: unknown{nearest(modality, list(MEMBERS))}")
-    if style not in STYLES:
-        raise ConfigError(f"style {style!r}: unknown{nearest(style, list(STYLES))}")
+    _refuse_unknown(modalities, style)
     grid(spacing_mm)  # refuses an impossible spacing before anything is written
     parameters = {
         "layout": "ukb", "version": VERSION, "subjects": subjects, "seed": seed, "spacing_mm": spacing_mm,
@@ -176,6 +172,14 @@ def people_table(visits: pd.DataFrame, *, seed: int, style: str, words: bool, co
     frame = pd.concat([frame, pd.DataFrame(extra, index=frame.index, columns=names)], axis=1)
     frame = frame.iloc[draw.permutation(len(frame)), draw.permutation(frame.shape[1])]
     return frame.rename_axis(eid).reset_index()
+
+
+def _refuse_unknown(modalities: Sequence[str], style: str) -> None:
+    for modality in modalities:
+        if modality not in MEMBERS:
+            raise ConfigError(f"modality {modality!r}: unknown{nearest(modality, list(MEMBERS))}")
+    if style not in STYLES:
+        raise ConfigError(f"style {style!r}: unknown{nearest(style, list(STYLES))}")
 
 
 def _days(years: pd.Series) -> pd.TimedeltaIndex:

@@ -70,14 +70,14 @@ def write_table(root: Path, eids: np.ndarray, columns: int, style: str) -> None:
 
 def _measure(root: Path, results: multiprocessing.SimpleQueue) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     table = UKBiobank(root, "brain_mni").table().table
-    seconds = time.perf_counter() - start
-    results.put((len(table), seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, before))
+    seconds, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
+    results.put((len(table), seconds, cpu_s, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, before))
 
 
-def measure(root: Path) -> tuple[int, float, int, int]:
-    """Rows, seconds, peak memory and memory before in KiB, of `table()` in a process of its own."""
+def measure(root: Path) -> tuple[int, float, float, int, int]:
+    """Rows, seconds, CPU seconds, peak memory and memory before in KiB, of `table()` in a process of its own."""
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     process = context.Process(target=_measure, args=(root, results))
@@ -98,9 +98,9 @@ def main() -> None:
         if not (root / "bulk").is_dir():
             write_cohort(root, args.people, args.columns, args.style)
         size = sum(file.stat().st_size for file in root.glob("ukb12345.*"))
-        rows, seconds, peak, before = measure(root)
+        rows, seconds, cpu_s, peak, before = measure(root)
         print(f"{rows} zips, table of {args.columns} columns ({size / 1e6:.0f} MB, {args.style})")
-        print(f"canonical table in {seconds:.1f} s (goal: 10 s)")
+        print(f"canonical table in {seconds:.1f} s, {cpu_s:.1f} s of one core (goal: 10 s)")
         print(f"peak memory {peak / 2**20:.2f} GiB of which {before / 2**20:.2f} GiB imports (goal: 1.5 GB)")
 
 

@@ -102,18 +102,22 @@ def test_the_grid_comes_from_the_first_zip_that_can_be_read_and_from_nobody_who_
     reader = UKBiobank(copy, "brain_mni")
     expected = reader.contract()
     first, second = (path.split("!")[0] for path in sorted(reader.table().table["path"])[:2])
-    (copy / first).write_bytes(b"torn")
+    torn = (copy / first).read_bytes()
+    (copy / first).write_bytes(torn[:2000] + bytes(500) + torn[2500:])  # its directory is whole
     person = second.rpartition("/")[2].split("_")[0]
     (copy / "w1_1.csv").write_text(f"{person}\n")
     opened = []
-    image = UKBiobank._image
-    monkeypatch.setattr(UKBiobank, "_image", lambda self, path: (opened.append(path), image(self, path))[1])
+    read_member = ukb_module.read_member
+
+    def watched(file, member):
+        opened.append(file.name)
+        return read_member(file, member)
+
+    monkeypatch.setattr(ukb_module, "read_member", watched)
     assert UKBiobank(copy, "brain_mni").contract() == expected
     withdrawn = {person, *(copy / "w12345_20250101.csv").read_text().split()}
-    assert not withdrawn & {
-        path.rpartition("/")[2].split("_")[0] for path in ("/" + path.split("!")[0] for path in opened)
-    }
-    assert any(path.startswith(first) for path in opened)
+    assert not withdrawn & {name.split("_")[0] for name in opened}
+    assert first.rpartition("/")[2] in opened
 
 
 def test_one_zip_on_another_grid_is_damaged_and_named(copy):
@@ -194,7 +198,9 @@ def test_people_who_withdraw_later_are_taken_out_of_store_and_run_and_never_come
     def no_read(path):
         raise AssertionError(f"{path} was read again")
 
+    written = {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()}
     smaller = prepare(reader, tmp_path / "store", no_read)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()} == written
     rows = store.table.index[~store.table["participant_id"].isin(gone)]
     np.testing.assert_array_equal(smaller.arrays, arrays[rows])
     frames = [reader.table().table, smaller.table, read_table(run / "table.parquet"), read_tsv(run / "split.tsv")]
