@@ -271,12 +271,13 @@ class CohortDataModule(L.LightningDataModule):
         view = JoinedStore(
             stores,
             tables,
-            path=self.store_path,
+            # not the store's own folder: what is computed of fewer scans, such as their quality, would be kept there
+            path=self.store_path if self.overlaps else self.store_path.with_name(f"{self.store_path.name}.kept"),
             dropped=finish_dropped(*lost, *unused),
             keep=[why.isna().to_numpy() for why in reasons],
         )
-        if self.overlaps is not None:
-            write_tsv(view.dropped, self.store_path / "dropped.tsv")
+        view.path.mkdir(parents=True, exist_ok=True)
+        write_tsv(view.dropped, view.path / "dropped.tsv")
         return view
 
     def _remark(self, tables: Sequence[pd.DataFrame], qualities: Sequence[Callable[[], pd.DataFrame]]) -> None:
