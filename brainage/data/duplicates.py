@@ -11,7 +11,7 @@
 
 Measured on simulated grey matter and T1 (`BrainSimulator`, 8 and 4 mm) and on real cortical thickness:
 - two people: of 16 million pairs (4,000 x 4,000, 8 mm, K 256) the most similar had 0.36 (grey), 0.41 (T1); threshold
-  0.50. 200 x 150 (K 100): 0.45 and 0.57; threshold 0.60. Real thickness (IXI, 300 x 300 of 558, 68 regions): 0.50; 0.70.
+  0.50. 200 x 150 (K 100): 0.45 and 0.57; 0.60. Real thickness (IXI, 300 x 300 of 558 people, 68 regions): 0.56; 0.71.
 - one person exported again with gain, in half precision: all found, 0.97 or more. Also with a power of 1 +- 3 %, 0.2 mm
   and 0.2 degrees: 88 to 98 % (200 people), 98 % (1,500). With a power of 1 +- 10 % and 0.4 mm: 78 to 90 %.
 - one person a year later: grey 94 to 100 %, T1 30 to 86 % (200 people); at another site grey 64 to 100 %, T1 4 to 48 %.
