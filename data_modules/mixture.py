@@ -28,7 +28,7 @@ import pandas as pd
 
 from brainage.config import DataConfig, MemberConfig, nearest
 from brainage.data.joined import join_tables
-from brainage.data.overlap import ELSEWHERE, add_elsewhere
+from brainage.data.overlap import add_elsewhere
 from brainage.data.table import CohortTable, finish_dropped, validate
 from brainage.errors import ConfigError, ContractError
 from brainage.imaging.contract import InputContract
@@ -144,11 +144,12 @@ def _refuse_other_input(first: Member, other: Member) -> None:
 
 
 def _refuse_members(config: DataConfig) -> None:
-    given = {"members": bool(config.members), "weights": False, "external_cohorts": bool(config.external_cohorts)}
-    for key in (key for key, there in given.items() if there):
-        raise ConfigError(
-            f"data.{key}: without effect, since data.cohort={config.cohort} is no mixture; expected data.cohort=mixture"
-        )
+    for key in ("members", "external_cohorts"):
+        if getattr(config, key):
+            raise ConfigError(
+                f"data.{key}: without effect, since data.cohort={config.cohort} is no mixture; expected "
+                "data.cohort=mixture"
+            )
 
 
 def _refuse_keys_of_one_cohort(config: DataConfig) -> None:
@@ -166,6 +167,3 @@ def _refuse_keys_of_one_cohort(config: DataConfig) -> None:
         found = ", ".join(f"data.{key}={getattr(config, key)}" for key in given)
         beside = "some members have a split file of their own" if given == ["split"] else "each member has its own"
         raise ConfigError(f"{found}: without effect in a mixture, since {beside}: data.members.NAME.{given[0]}")
-
-
-__all__ = ["ELSEWHERE", "MIXTURE", "Member", "join_listings", "open_members", "open_reader", "rows_by_member"]
