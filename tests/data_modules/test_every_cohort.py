@@ -15,7 +15,8 @@ from data_modules.check import CHECKS, inspect_cohort, run_check
 from data_modules.simulated import LAYOUTS
 from data_modules.volumes import NATIVE
 
-SUBJECTS, SPACING_MM = 24, 8.0
+SUBJECTS, SPACING_MM = 12, 8.0
+MORE_SUBJECTS = {"openbhb": 24}  # the fewest that its writer takes
 SCANS = 2
 FORMS = {  # layouts that one call does not write whole: form -> what to ask the writer for, and its modalities
     "adni": {
@@ -55,8 +56,8 @@ def written(tmp_path_factory):
     def write(layout, form):
         keywords, modalities = forms_of(layout)[form]
         return LAYOUTS[layout](
-            folder / f"{layout}_{form}", subjects=SUBJECTS, seed=7, spacing_mm=SPACING_MM, workers=1,
-            modalities=modalities, **keywords,
+            folder / f"{layout}_{form}", subjects=MORE_SUBJECTS.get(layout, SUBJECTS), seed=7, spacing_mm=SPACING_MM,
+            workers=1, modalities=modalities, **keywords,
         )  # fmt: skip
 
     return write
