@@ -122,6 +122,16 @@ def prepare(exp: Exp, overrides: Overrides = None, data: Root = "", limit: Limit
 
 
 @app.command()
+def inspect(exp: Exp, overrides: Overrides = None, data: Root = "", limit: Limit = 0) -> None:
+    """Data sheet of a cohort: people, ages, quality of every scan, thumbnails of the flagged ones (prepares first)."""
+    from brainage.stages import inspect_stage, prepare_stage
+
+    cohort = _cohort(_experiment(exp, overrides, data, limit))
+    prepare_stage(cohort)
+    inspect_stage(cohort)
+
+
+@app.command()
 def pretrain(exp: Exp, overrides: Overrides = None, data: Root = "", limit: Limit = 0, dry_run: DryRun = False) -> None:
     """Prepare, pre-train (or continue, or find finished); evaluates too when evaluate.after_training is true."""
     from brainage.stages import evaluate_stage, prepare_stage, pretrain_stage, print_plan, refuse_untrainable
@@ -140,6 +150,16 @@ def pretrain(exp: Exp, overrides: Overrides = None, data: Root = "", limit: Limi
         evaluate_stage(experiment, cohort, run)
     else:
         print(f"next: brainage evaluate {run}")
+
+
+@app.command(hidden=True)
+def train_rank(config: Path, label: str = "pretrain", parent: Path | None = None, errors: Path = Path()) -> None:
+    """One of the processes that train a network together; `pretrain` starts them."""
+    from brainage.config import read_experiment
+    from brainage.pretraining.launch import as_rank
+
+    experiment = read_experiment(config)
+    as_rank(experiment, lambda: _cohort(experiment), label=label, parent=parent, errors=errors)
 
 
 @app.command()

@@ -29,6 +29,7 @@ from brainage.config import (
     read_experiment,
     run_folder,
 )
+from brainage.data.exclusion import REASON
 from brainage.data.source import ScanSource
 from brainage.errors import CheckpointError, ConfigError
 from brainage.runtime import choose_device, console, print_panel, set_threads, warn
@@ -109,13 +110,37 @@ def prepare_stage(data: ScanSource) -> None:
         store = data.prepare(advance)
     console().print(f"store {store.path}: {len(store)} scans, {store.nbytes / 2**30:.2f} GiB", soft_wrap=True)
     if len(store.dropped):
-        damaged = store.dropped["reason"].str.startswith("damaged: ")
+        reasons = store.dropped["reason"]
+        damaged, ruled = reasons.str.startswith("damaged: "), reasons.str.startswith(REASON)
         first = store.dropped[damaged if damaged.any() else damaged.notna()].iloc[0]
+        other = len(reasons) - damaged.sum() - ruled.sum()
         warn(
-            f"{len(store.dropped)} scans left out ({damaged.sum()} damaged, {(~damaged).sum()} not usable by the "
-            f"cohort's tables); {store.path / 'dropped.tsv'} lists each with its reason; "
+            f"{len(reasons)} scans left out ({damaged.sum()} damaged, {ruled.sum()} by data.exclude, {other} not "
+            f"usable by the cohort's tables); {store.path / 'dropped.tsv'} lists each with its reason; "
             f"for example {first['participant_id']}: {first['reason']}"
         )
+
+
+def inspect_stage(data: ScanSource) -> Path:
+    """Quality of every scan, thumbnails of the flagged ones, and a data sheet, in `<store>.sheet`."""
+    from brainage.imaging.quality import write_quality
+    from brainage.reporting.data_sheet import write_data_sheet
+    from brainage.reporting.thumbnails import write_thumbnails
+
+    store = data.store
+    with progress_bar("quality", 2 * len(store)) as advance:
+        quality = write_quality(store, on_progress=advance)
+    folder = store.path.with_name(store.path.name + ".sheet")
+    page = write_data_sheet(folder, data.table, data.dropped, quality)
+    pictures = write_thumbnails(store, quality, folder)
+    flagged = quality["qc_flags"].notna()
+    console().print(f"{int(flagged.sum())} of {len(quality)} scans flagged; none is left out but by data.exclude")
+    for flag, count in quality.loc[flagged, "qc_flags"].str.split("[;, ]+").explode().value_counts().items():
+        console().print(f"  {flag}: {count}")
+    if pictures:
+        console().print(f"thumbnails: {', '.join(str(path) for path in pictures)}", soft_wrap=True)
+    console().print(f"data sheet: {page}", soft_wrap=True)
+    return page
 
 
 def refuse_untrainable(experiment: Experiment, data: ScanSource) -> None:

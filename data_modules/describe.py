@@ -34,6 +34,9 @@ def describe(data: CohortDataModule) -> dict[str, str]:
         named = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
         modalities = " or ".join(dict.fromkeys(member.config.modality for member in data.members))
         lines["absent"] = f"{len(absent)} people of the cohort's tables have no {modalities} here: {named}"
+    notes = [note for member in data.members for note in member.reader.notes()]
+    if notes:
+        lines["note"] = "; ".join(notes)
     lines["sample"] = f"{tuple(data.contract.shape)} {data.contract.dtype}, {data.contract.modality}"
     lines["store"] = _stores(data)
     return lines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +12,7 @@ import pandas as pd
 from brainage.config import nearest
 from brainage.data.table import read_tsv
 from brainage.errors import DataError
+from brainage.imaging.quality_limits import PUBLISHED
 
 
 class Volume(NamedTuple):
@@ -62,12 +62,9 @@ SPLIT_NAMES = {"train": "train", "internal_test": "test_internal", "external_tes
 NUMBERS = {  # extra columns: published name -> ours
     "tiv": "tiv_ml", "csfv": "csf_ml", "gmv": "gm_ml", "wmv": "wm_ml", "magnetic_field_strength": "field_tesla",
 }  # fmt: skip
-QUALITY: dict[str, tuple[str, Callable[[pd.Series], pd.Series]]] = {  # qc.tsv column -> (ours, good enough?)
-    "cat12vbm-iqr": ("qc_iqr", lambda grade: grade < 4),
-    "cat12vbm-ncr": ("qc_ncr", lambda grade: grade < 4),
-    "reconall-euler": ("qc_euler", lambda number: number > -217),
-    "quasiraw-corr": ("qc_corr", lambda correlation: correlation > 0.5),
-}
+QUALITY = {  # column of qc.tsv -> ours; limits are brainage.imaging.quality_limits.PUBLISHED
+    "cat12vbm-iqr": "qc_iqr", "cat12vbm-ncr": "qc_ncr", "reconall-euler": "qc_euler", "quasiraw-corr": "qc_corr",
+}  # fmt: skip
 
 
 def canonical_rows(sheet: pd.DataFrame, file: Path) -> pd.DataFrame:
@@ -108,11 +105,12 @@ def quality_rows(file: Path) -> pd.DataFrame:
     for person in sheet.loc[sheet["participant_id"].duplicated(), "participant_id"]:
         raise DataError(f"{file}: participant {person} has several rows that differ; keep the right one")
     rows = pd.DataFrame({"participant_id": sheet["participant_id"]})
-    good = pd.Series(True, index=sheet.index)
-    for name, (ours, enough) in QUALITY.items():
+    for name, ours in QUALITY.items():
         rows[ours] = pd.to_numeric(sheet[name], errors="coerce")
-        good &= enough(rows[ours])
-    known = rows[[ours for ours, _ in QUALITY.values()]].notna().all(axis=1)
+    good = pd.Series(True, index=sheet.index)
+    for limit in PUBLISHED:
+        good &= (rows[limit.column] > limit.low) & (rows[limit.column] < limit.high)
+    known = rows[list(QUALITY.values())].notna().all(axis=1)
     return rows.assign(qc_pass=good.astype("float64").where(known))
 
 

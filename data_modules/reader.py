@@ -84,6 +84,10 @@ class CohortReader(ABC):
         never were any, yet not to be passed over in silence."""
         return []
 
+    def notes(self) -> list[str]:
+        """Lines for the plan: what of the table a user should know and no reason of a dropped scan says."""
+        return []
+
     def official_split(self) -> pd.DataFrame | None:
         """Columns cohort, participant_id, split (train, test_internal, test_external), or None where none exists."""
         return None

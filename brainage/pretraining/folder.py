@@ -17,6 +17,7 @@ from brainage.data.source import ScanSource, data_digest
 from brainage.data.splits import write_split
 from brainage.data.table import write_table, write_tsv
 from brainage.errors import CheckpointError, ConfigError
+from brainage.imaging.quality import read_quality
 from brainage.pretraining.checkpoint import load_checkpoint
 from brainage.runtime import environment, git_state, warn, write_json_atomic
 
@@ -80,6 +81,8 @@ def write_inputs(folder: Path, experiment: Experiment, data: ScanSource) -> None
     write_table(data.table, folder / "table.parquet")
     write_tsv(data.dropped, folder / "dropped.tsv")
     write_split(data.split, folder / "split.tsv")
+    if (quality := read_quality(data.store)) is not None:
+        write_table(quality, folder / "quality.parquet")
     write_json_atomic(folder / "contract.json", data.contract.to_dict())
     split = {"split_hash": data.split_hash, "split_source": data.split_source}
     found = {**environment(), "git": git_state(), **split, "command": _command()}

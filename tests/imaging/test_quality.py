@@ -210,17 +210,17 @@ def test_a_constant_scan_is_empty_and_moves_no_limit(assessed, planted):
     assert {limit.column: (limit.low, limit.high) for limit in computed_limits(more)} == before
 
 
-def test_published_limits_are_those_that_openbhb_applies():
+def test_published_limits_are_those_that_openbhb_applies(tmp_path):
     from data_modules.openbhb_layout import QUALITY as COLUMNS_OF_OPENBHB
+    from data_modules.openbhb_layout import quality_rows
 
-    published = {limit.column: limit for limit in PUBLISHED}
-    assert {ours for ours, *_ in COLUMNS_OF_OPENBHB.values()} == set(published)
-    for ours, good in COLUMNS_OF_OPENBHB.values():
-        limit = published[ours]
-        edge = limit.low if np.isfinite(limit.low) else limit.high
-        values = pd.Series([edge - 0.01, edge, edge + 0.01])
-        inside = [True, False, False] if np.isfinite(limit.high) else [False, False, True]
-        assert good(values).tolist() == inside
+    assert set(COLUMNS_OF_OPENBHB.values()) == {limit.column for limit in PUBLISHED}
+    fine = {"cat12vbm-iqr": 2, "cat12vbm-ncr": 2, "reconall-euler": -50, "quasiraw-corr": 0.8}
+    edge = {"cat12vbm-iqr": 4, "cat12vbm-ncr": 4, "reconall-euler": -217, "quasiraw-corr": 0.5}
+    rows = [fine, *({**fine, name: value} for name, value in edge.items())]
+    sheet = pd.DataFrame(rows).assign(participant_id=range(len(rows)))
+    sheet.to_csv(tmp_path / "qc.tsv", sep="\t", index=False)
+    assert quality_rows(tmp_path / "qc.tsv")["qc_pass"].tolist() == [1, 0, 0, 0, 0]  # good is better than the edge
 
 
 def test_robust_limits_of_a_normal_sample_are_its_standard_deviations():
