@@ -1,4 +1,4 @@
-"""check_cohort passes on what `test_every_cohort` does not hold, and each of its checks fails on a cohort that is broken its way."""
+"""check_cohort: each check fails on a cohort that is broken its way; what passes is in `test_every_cohort` too."""
 
 from __future__ import annotations
 
