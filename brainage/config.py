@@ -74,6 +74,8 @@ NOT_TRAINING = (
     "data.root", "data.store", "data.workers", "data.prepare_workers", "data.resident",
     "trainer.progress", "trainer.threads",
 )  # fmt: skip
+# How the global batch is dealt to devices changes only what BatchNorm sees, where it is not synchronised.
+DEALING = ("trainer.devices", "trainer.nodes")
 # The same for keys whose names an experiment makes up: where a member or a file of a cohort's options lies.
 NOT_TRAINING_OPEN = re.compile(r"data\.(members\.[^.]+\.(root|store|options\.\w+_file)|options\.\w+_file)")
 
@@ -83,6 +85,7 @@ OPEN = re.compile(rf"data\.(options\..+|weights\..+|members\.[^.]+(\.({_MEMBER})
 
 POSITIVE = (
     "data.batch_size", "loss.temperature", "loss.sigma_years", "optim.lr", "trainer.epochs", "trainer.devices",
+    "trainer.nodes",
     "augment.views", "encoder.width", "encoder.head_dim", "checkpoint.every_steps", "checkpoint.keep",
     "health.every_steps", "evaluate.bootstrap", "evaluate.seeds", "loss.bin_years", "loss.huber_delta_years",
     "loss.site_repulsion", "loss.regulariser_window_years",
@@ -220,11 +223,12 @@ def flatten(experiment: Experiment) -> dict[str, Any]:
 
 
 def training_values(experiment: Experiment) -> dict[str, Any]:
-    """The flat keys that decide what is learnt: everything but NOT_TRAINING."""
+    """The flat keys that decide what is learnt: everything but NOT_TRAINING, and DEALING where that changes nothing."""
+    without = (*NOT_TRAINING, *(DEALING if experiment.trainer.sync_batchnorm else ()))
     return {
         key: value
         for key, value in flatten(experiment).items()
-        if not any(key == name or key.startswith(name + ".") for name in NOT_TRAINING)
+        if not any(key == name or key.startswith(name + ".") for name in without)
         and not NOT_TRAINING_OPEN.fullmatch(key)
     }
 

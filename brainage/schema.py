@@ -127,7 +127,9 @@ class OptimConfig:
 class TrainerConfig:
     epochs: int = 300
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    devices: int = 1
+    devices: int = 1  # of each machine; one process each, which share the global batch
+    nodes: int = 1  # machines
+    sync_batchnorm: bool = True  # BatchNorm over the samples of all devices: then their number changes nothing
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the encoder; losses are always fp32
     compile: bool = False  # torch.compile of the encoder
     deterministic: bool = True  # bit-equal repeats on as many threads; false may be faster on a GPU

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from brainage.errors import TrainingStopped
 from brainage.pretraining.checkpoint import PAYLOAD, Payload, checkpoint_name, checkpoints
+from brainage.pretraining.group import agree
 from brainage.pretraining.health import HealthWatch, alignment, collapse_value, effective_rank, uniformity
 from brainage.pretraining.module import PretrainingModule
 from brainage.runtime import console
@@ -22,12 +23,12 @@ from brainage.tracking import MetricJournal, MlflowRun
 
 
 class Recorder(L.Callback):
-    """Every step's loss and rate, and every validation, into the append-only journal.
+    """Every step's loss and rate, and every validation, into the append-only journal of the first rank.
 
     Losses stay on the device until `every_steps` of them are due, so that the device is not waited for at each step.
     """
 
-    def __init__(self, journal: MetricJournal, every_steps: int, loader_wait_s: Callable[[], float]) -> None:
+    def __init__(self, journal: MetricJournal | None, every_steps: int, loader_wait_s: Callable[[], float]) -> None:
         self.journal = journal
         self.every_steps = every_steps
         self.loader_wait_s = loader_wait_s
@@ -53,7 +54,7 @@ class Recorder(L.Callback):
         assert isinstance(pl_module, PretrainingModule)
         step = trainer.global_step  # steps done, this one included
         self._pending.append((step, pl_module.outputs["loss"], self._rate))
-        self._images += len(batch["age_years"]) * pl_module.experiment.augment.views
+        self._images += len(pl_module.outputs["age_years"]) * pl_module.experiment.augment.views  # of all ranks
         if step % self.every_steps == 0:
             self.flush()
             self._speed(step)
@@ -79,15 +80,17 @@ class Recorder(L.Callback):
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Append metrics of a step; points that a resumed run repeats are left out by the journal."""
         self.latest |= metrics
-        self.journal.log(step, metrics)
+        if self.journal is not None:
+            self.journal.log(step, metrics)
 
     def flush(self) -> None:
         """Bring the pending losses from the device and append them."""
         if not self._pending:
             return
-        losses = torch.stack([loss for _, loss, _ in self._pending]).float().cpu().tolist()
-        for (step, _, rate), loss in zip(self._pending, losses, strict=True):
-            self.write(step, {"train/loss": loss, "train/lr": rate})
+        if self.journal is not None:
+            losses = torch.stack([loss for _, loss, _ in self._pending]).float().cpu().tolist()
+            for (step, _, rate), loss in zip(self._pending, losses, strict=True):
+                self.write(step, {"train/loss": loss, "train/lr": rate})
         self._pending.clear()
 
     def _speed(self, step: int) -> None:
@@ -104,7 +107,10 @@ class Recorder(L.Callback):
 
 
 class Health(L.Callback):
-    """Every k steps: is the embedding alive? A collapsed, NaN or stalled run stops with TrainingStopped."""
+    """Every k steps: is the embedding alive? A collapsed, NaN or stalled run stops with TrainingStopped.
+
+    The first rank measures the batch of all ranks and judges; the others wait for its verdict and stop with it.
+    """
 
     def __init__(self, watch: HealthWatch, recorder: Recorder, every_steps: int) -> None:
         self.watch = watch
@@ -118,10 +124,10 @@ class Health(L.Callback):
         assert isinstance(pl_module, PretrainingModule)
         if trainer.global_step % self.every_steps == 0:
             with torch.no_grad(), torch.autocast(pl_module.device.type, enabled=False):
-                self.look(trainer.global_step, pl_module)
+                self.line = agree(lambda: self.look(trainer.global_step, pl_module))
 
-    def look(self, step: int, module: PretrainingModule) -> None:
-        """Measure the last batch, journal it, and let the watch judge."""
+    def look(self, step: int, module: PretrainingModule) -> str:
+        """Measure the last batch, journal it, and let the watch judge; gives the line that says so."""
         seen = module.outputs
         z, ages = seen["z"].float(), seen["age_years"]
         flat = z.flatten(0, 1)
@@ -136,7 +142,7 @@ class Health(L.Callback):
             uniformity=uniformity(flat),
         )
         self.recorder.write(step, line.metrics())
-        self.line = str(line)
+        return str(line)
 
     def state_dict(self) -> dict[str, Any]:
         return self.watch.state_dict()
@@ -190,7 +196,8 @@ class Keeper(L.Callback):
         checkpoint[PAYLOAD] = payload.to_dict()
 
     def save(self, trainer: L.Trainer) -> None:
-        """Write the checkpoint of the present step unless it is there already, then remove the oldest."""
+        """Write the checkpoint of the present step unless it is there already, then remove the oldest. All ranks call
+        this, since a strategy may gather the state from them; the first one writes."""
         step = trainer.global_step
         if step == self._saved_step:
             return
@@ -204,8 +211,9 @@ class Keeper(L.Callback):
         self.newest = self.folder / "checkpoints" / checkpoint_name(step)
         trainer.save_checkpoint(self.newest, weights_only=False)
         self._saved_step = step
-        for old in checkpoints(self.folder)[self.keep :]:
-            old.unlink(missing_ok=True)
+        if trainer.is_global_zero:
+            for old in checkpoints(self.folder)[self.keep :]:
+                old.unlink(missing_ok=True)
 
 
 class ProgressLine(L.Callback):
@@ -221,7 +229,7 @@ class ProgressLine(L.Callback):
         self._printed = time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if console().is_terminal:
+        if console().is_terminal and trainer.is_global_zero:
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                 TimeRemainingColumn(), TextColumn("{task.fields[line]}"), console=console(),

@@ -10,6 +10,7 @@ from brainage.encoders import build_head
 from brainage.imaging.contract import InputContract
 from brainage.losses import contrastive_loss
 from brainage.losses.regularisers import site_dependence
+from brainage.pretraining.gather import GlobalBatch, gather_batch, own_part
 from brainage.pretraining.module import PretrainingModule
 
 
@@ -27,11 +28,21 @@ class ContrastiveModule(PretrainingModule):
         return z if self.experiment.loss.name == "rnc" else torch.nn.functional.normalize(z, dim=-1)
 
     def loss_of(self, trunk: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        subjects = len(batch["age_years"])
-        z = self.head_output(trunk).view(subjects, len(trunk) // subjects, -1)  # [B, V, D]
-        self.loss_setting = {"site": batch.get("site"), "progress": self.global_step / max(self.total_steps, 1)}
-        loss = self.loss(z, batch["age_years"], batch["subject"], **self.loss_setting)
-        penalty = self.experiment.loss.site_penalty
+        z = self.head_output(trunk).unflatten(0, (len(batch["age_years"]), self.experiment.augment.views))  # [B, V, D]
+        everyone = gather_batch(z, batch["age_years"], batch["subject"], batch.get("site"))
+        self.loss_setting = {"site": everyone.site, "progress": self.global_step / max(self.total_steps, 1)}
+        seen = {"z": everyone.z.detach(), "age_years": everyone.age_years, "subject": everyone.subject}
+        return own_part(everyone, lambda: self._mean_over_rows(everyone)), seen
+
+    def _mean_over_rows(self, everyone: GlobalBatch) -> Tensor:
+        """The loss of this rank's own anchors against the scans of all ranks."""
+        z, rows = everyone.z, everyone.rows
+        loss = self.loss(z, everyone.age_years, everyone.subject, rows=rows, **self.loss_setting)
+        penalty, views = self.experiment.loss.site_penalty, z.shape[1]
         if penalty:  # 0 for a collapsed embedding, so that the health watch needs not know of it
-            loss = loss + penalty * site_dependence(z.flatten(0, 1), batch["site"].repeat_interleave(z.shape[1]))
-        return loss, {"z": z.detach()}
+            assert everyone.site is not None
+            samples = (rows[0] * views, rows[1] * views)
+            loss = loss + penalty * site_dependence(
+                z.flatten(0, 1), everyone.site.repeat_interleave(views), rows=samples
+            )
+        return loss

@@ -10,6 +10,7 @@ over all anchors, as one process with the whole batch would have it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -50,7 +51,7 @@ def gather_batch(z: Tensor, age_years: Tensor, subject: Tensor, site: Tensor | N
     columns = [age_years.double(), subject.double()] + ([] if site is None else [site.double()])
     facts = _gather(torch.stack(columns, dim=1), sizes)
     return GlobalBatch(
-        z=_GatherRows.apply(z, sizes),  # type: ignore[no-untyped-call]
+        z=_GatherRows.apply(z, sizes),
         age_years=facts[:, 0].to(age_years.dtype),
         subject=facts[:, 1].long(),
         site=None if site is None else facts[:, 2].long(),
@@ -58,13 +59,32 @@ def gather_batch(z: Tensor, age_years: Tensor, subject: Tensor, site: Tensor | N
     )
 
 
-def mean_over_ranks(value: Tensor) -> Tensor:
-    """Mean of a detached value over the ranks, on each of them: the global loss out of the parts that DDP averages."""
+def from_first(value: Tensor) -> None:
+    """Fill `value` with the first rank's, in place."""
+    if ranks() > 1:
+        dist.broadcast(value, src=0)
+
+
+def own_part(batch: GlobalBatch, mean: Callable[[], Tensor]) -> Tensor:
+    """This rank's part of a loss: `mean()` over its own rows times its share; 0 where it has none.
+
+    The 0 hangs on the gathered tensor, or the backward passes of the other ranks would wait for this one.
+    """
+    return mean() * batch.share if batch.rows[0] < batch.rows[1] else batch.z.sum() * 0.0
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """Sum of a detached value over the ranks, on each of them."""
     if ranks() == 1:
         return value
     total = value.detach().clone()
     dist.all_reduce(total)
-    return total / ranks()
+    return total
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Mean of a detached value over the ranks, on each of them: the global loss out of the parts that DDP averages."""
+    return sum_over_ranks(value) / ranks()
 
 
 class _GatherRows(torch.autograd.Function):
@@ -85,8 +105,9 @@ class _GatherRows(torch.autograd.Function):
 
 
 def _sizes(n: int, device: torch.device) -> list[int]:
-    """Rows of each rank; read back to the host, since they shape the tensors that follow."""
-    mine = torch.tensor([n], device=device)
+    """Rows of each rank. They shape the tensors that follow, so that the host needs them: exchanged between hosts where
+    the group can, since reading a value back from a device waits for all its work."""
+    mine = torch.tensor([n], device="cpu" if "gloo" in dist.get_backend_config() else device)
     every = [torch.empty_like(mine) for _ in range(ranks())]
     dist.all_gather(every, mine)
     return torch.cat(every).tolist()

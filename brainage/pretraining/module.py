@@ -1,6 +1,7 @@
 """What contrastive and supervised pre-training share: input, views, encoder, optimiser.
 
-Legend: B scans of the batch, V views, N = B V samples, D embedding, F trunk features.
+Legend: B scans of the batch (of this rank, where there are several), V views, N = B V samples, D embedding, F trunk
+features.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from brainage.augment import apply_views, draw_views
 from brainage.config import Experiment
 from brainage.encoders import build_encoder
 from brainage.imaging.contract import InputContract
+from brainage.pretraining.gather import mean_over_ranks
 from brainage.pretraining.optimisation import build_optimiser, rate_factor
 
 
@@ -95,6 +97,11 @@ class PretrainingModule(L.LightningModule, ABC):
         """Run the encoder through torch.compile, in place: weights keep their names, no module holds them twice."""
         self.encoder.compile()
 
+    def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> Any:
+        """Everything but the keys, which the host draws views from: reading them back would wait for the device."""
+        moved = {name: value for name, value in batch.items() if name != "key"}
+        return {**super().transfer_batch_to_device(moved, device, dataloader_idx), "key": batch["key"]}
+
     def views(self, batch: dict[str, Tensor], step: int) -> Tensor:
         """Normalised, augmented samples [N, *shape] of a batch, a scan's views adjacent."""
         drawn = draw_views(
@@ -122,28 +129,34 @@ class PretrainingModule(L.LightningModule, ABC):
 
     @abstractmethod
     def loss_of(self, trunk: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss, and what health and validation look at, from trunk features [N, F]."""
+        """This rank's part of the loss, whose mean over ranks is the global one, and what health and validation look
+        at, of all ranks: `z` [B, V, D], `age_years` [B], `subject` [B]; from this rank's trunk features [N, F]."""
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        # Dropout and everything else that asks torch for numbers: a function of (seed, step), not of history.
-        torch.manual_seed(int(np.random.SeedSequence([self.experiment.seed, self.global_step]).generate_state(1)[0]))
+        # Dropout and everything else that asks torch for numbers: a function of (seed, step, rank), not of history. The
+        # ranks drop different units; views, whose seeds are their scans', do not depend on the number of ranks.
+        source = np.random.SeedSequence([self.experiment.seed, self.global_step, self.global_rank])
+        torch.manual_seed(int(source.generate_state(1)[0]))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         x = self.views(batch, self.global_step)
         trunk = self.trunk(x)
         with torch.autocast(self.device.type, enabled=False):  # losses in float32 whatever the encoder's precision
             loss, seen = self.loss_of(trunk.float(), batch)
-        self.outputs = {"loss": loss.detach(), "age_years": batch["age_years"], "subject": batch["subject"], **seen}
+        self.outputs = {"loss": mean_over_ranks(loss.detach()), **seen}
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        trunk = self.encoder(self.views(batch, step=0))  # the same views at every validation
+        if len(batch["age_years"]):
+            trunk = self.encoder(self.views(batch, step=0))  # the same views at every validation
+        else:  # a last batch of fewer scans than ranks
+            trunk = torch.empty((0, self.encoder.features), device=self.device)
         with torch.autocast(self.device.type, enabled=False):
             loss, seen = self.loss_of(trunk.float(), batch)
-        self.validation.append({"loss": loss, "age_years": batch["age_years"], **seen})
+        self.validation.append({"loss": mean_over_ranks(loss), **seen})
 
     def validation_metrics(self) -> dict[str, float]:
-        """Numbers of the validation that just ended."""
+        """Numbers of the validation that just ended, equal on all ranks and for any number of them."""
         return {"val/loss": float(torch.stack([part["loss"] for part in self.validation]).mean())}
 
     def on_validation_epoch_start(self) -> None:

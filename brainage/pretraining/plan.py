@@ -9,7 +9,9 @@ import torch
 
 from brainage.config import Experiment
 from brainage.imaging.contract import InputContract
+from brainage.losses.names import CONTRASTIVE_NAMES
 from brainage.pretraining.checkpoint import new_module
+from brainage.pretraining.group import wanted_ranks
 from brainage.pretraining.module import PretrainingModule
 from brainage.runtime import available_memory_gib, choose_device, set_threads
 
@@ -39,25 +41,66 @@ def training_cost(experiment: Experiment, contract: InputContract, train_scans: 
     set_threads(experiment.trainer.threads)
     batch = min(experiment.data.batch_size, train_scans)
     steps_per_epoch = max(1, train_scans // batch)
-    samples = batch * experiment.augment.views
+    samples = _most_samples(experiment, batch)  # of a device, and all devices work at once
     module = new_module(experiment, contract, steps_per_epoch).to(device)
     seconds, kept = _time_samples(module, contract, 2, device)
     measured = 2
     if seconds < _QUICK_S:  # two samples say little of a small network, whose time is overhead
         seconds, kept = _time_samples(module, contract, samples, device)
         measured = samples
-    weights = sum(p.numel() * p.element_size() for p in module.parameters())
-    state = 1 if experiment.optim.name == "sgd" else 2
     total = steps_per_epoch * experiment.trainer.epochs
     return Cost(
         steps=total,
         steps_per_epoch=steps_per_epoch,
-        samples_a_step=samples,
+        samples_a_step=batch * experiment.augment.views,
         seconds=seconds / measured * samples * total,
         device=str(device),
         free_gib=torch.cuda.mem_get_info()[0] / 2**30 if device.type == "cuda" else available_memory_gib(),
-        memory_gib=(weights * (2 + state) + kept / measured * samples) / 2**30,
+        memory_gib=(_weight_bytes(experiment, module) + kept / measured * samples) / 2**30,
     )
+
+
+def memory_gib(experiment: Experiment, contract: InputContract, batch: int) -> float:
+    """What training takes of each device in fp32 for a global batch of so many scans: weights, gradients, optimiser,
+    and what the backward pass keeps. Counted on tensors without values, so it costs nothing; work space is not in it.
+    """
+    samples = _most_samples(experiment, batch)
+    state = torch.get_rng_state()
+    module = new_module(experiment, contract).to("meta")
+    torch.set_rng_state(state)
+    kept = _kept_bytes(module, torch.empty((max(samples, 2), *contract.shape), device="meta"))[0]
+    return (_weight_bytes(experiment, module) + kept / max(samples, 2) * samples) / 2**30
+
+
+def several_devices(
+    experiment: Experiment, contract: InputContract, module: PretrainingModule, batch: int
+) -> dict[str, str]:
+    """Line of the start-up panel: how a global batch is dealt to the devices, and what they exchange at each step."""
+    trainer, devices = experiment.trainer, wanted_ranks(experiment)
+    if devices == 1:
+        return {}
+    each, more = divmod(batch, devices)
+    width = experiment.encoder.head_dim if experiment.loss.name in CONTRASTIVE_NAMES else module.encoder.features + 1
+    exchanged = batch * (experiment.augment.views * width * 4 + 3 * 8)
+    gradients = sum(p.numel() * p.element_size() for p in module.parameters())
+    norm = "over all devices" if trainer.sync_batchnorm else "over each device's own samples"
+    share = f"{each}-{each + 1}" if more else f"{each}"
+    return {
+        "devices": f"{devices} ({trainer.devices} on each of {trainer.nodes} nodes), {share} scans each; "
+                   f"a step gathers {exchanged / 2**20:.2f} MiB of embeddings and averages "
+                   f"{gradients / 2**20:.1f} MiB of gradients; BatchNorm {norm}",
+    }  # fmt: skip
+
+
+def _most_samples(experiment: Experiment, batch: int) -> int:
+    """Samples of the device that has most of a global batch."""
+    return -(-batch // wanted_ranks(experiment)) * experiment.augment.views
+
+
+def _weight_bytes(experiment: Experiment, module: PretrainingModule) -> int:
+    """Weights, gradients, and what the optimiser remembers of them."""
+    weights = sum(p.numel() * p.element_size() for p in module.parameters())
+    return weights * (2 + (1 if experiment.optim.name == "sgd" else 2))
 
 
 def _time_samples(
@@ -65,23 +108,29 @@ def _time_samples(
 ) -> tuple[float, int]:
     """Seconds of a forward and backward pass of n samples, and bytes kept between the two (weights not counted)."""
     x = torch.randn(n, *contract.shape, device=device)
-    own = {p.untyped_storage().data_ptr() for p in module.parameters()}
-    kept: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
+    kept = 0
     seconds: list[float] = []
     while len(seconds) < _FEWEST or (len(seconds) < _MOST and sum(seconds) < _MEASURE_S):
-        kept.clear()
         start = time.perf_counter()
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            output = module.head(module.encoder(x)).square().mean()
+        kept, output = _kept_bytes(module, x)
         output.backward()
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    return min(seconds[1:]), sum(kept.values())  # the first pass warms up; the others wait for other programs
+    return min(seconds[1:]), kept  # the first pass warms up; the others wait for other programs
+
+
+def _kept_bytes(module: PretrainingModule, x: torch.Tensor) -> tuple[int, torch.Tensor]:
+    """Bytes that a forward pass keeps for the backward pass (weights not counted), and a scalar to start that from."""
+    own = {p.untyped_storage()._cdata for p in module.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = module.head(module.encoder(x)).square().mean()
+    return sum(storage.nbytes() for storage in kept.values()), output

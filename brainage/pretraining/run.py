@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import lightning as L
@@ -13,6 +14,7 @@ from brainage.augment import check_augment
 from brainage.config import Experiment, flatten, network_name, run_folder
 from brainage.data.source import ScanSource, data_digest
 from brainage.data.splits import age_histogram, seen_people
+from brainage.encoders.sync_norm import synchronise
 from brainage.errors import TrainingStopped
 from brainage.pretraining import callbacks as watching
 from brainage.pretraining.checkpoint import (
@@ -32,11 +34,16 @@ from brainage.pretraining.folder import (
     write_finished,
     write_inputs,
 )
+from brainage.pretraining.gather import from_first
+from brainage.pretraining.group import agree, check_ranks, first_prepares, join, leave, wanted_ranks
 from brainage.pretraining.health import HealthWatch
+from brainage.pretraining.launch import launch
 from brainage.pretraining.module import PretrainingModule
+from brainage.pretraining.plan import memory_gib, several_devices
 from brainage.pretraining.supervised import SupervisedModule
 from brainage.pretraining.trainer import build_trainer, guard
 from brainage.runtime import choose_device, git_state, print_panel, seed_everything, warn, write_json_atomic
+from brainage.runtime.ranks import is_first, launched
 from brainage.tracking import MetricJournal, MlflowRun, start_mlflow_run
 
 
@@ -49,21 +56,57 @@ def pretrain(
     Raises TrainingStopped when the run collapsed, turned NaN or stalled, CheckpointError when the folder holds another
     run, ConfigError when another process is training it or the device cannot do what is asked.
     """
-    if experiment.trainer.fast_dev_run:
-        return _fast_dev_run(experiment, data)
-    folder = run_folder(experiment)
-    if experiment.checkpoint.resume == "never" and folder.exists():
-        with only_process(folder):
-            move_aside(folder)
-    elif finished := read_finished(folder, data):  # before the lock: a finished run may lie where nobody can write
+    check_ranks(experiment, int((data.planned()["split"] == "train").sum()))
+    if wanted_ranks(experiment) > 1 and not launched():
+        return _in_several_processes(experiment, data, label, parent)
+    join(experiment)
+    try:
+        first_prepares(data, lambda data: data.store)
+        if experiment.trainer.fast_dev_run:
+            return _fast_dev_run(experiment, data)
+        return _train_if_missing(experiment, data, label, parent)
+    except BaseException:
+        leave()
+        raise
+
+
+def _in_several_processes(experiment: Experiment, data: ScanSource, label: str, parent: Path | None) -> Pretrained:
+    """The same in processes of which each calls `pretrain`; the store is filled, and shared, before they start."""
+    start, folder = time.perf_counter(), run_folder(experiment)
+    keeps = not experiment.trainer.fast_dev_run
+    if keeps and experiment.checkpoint.resume != "never" and (finished := read_finished(folder, data)):
         return finished
-    folder.mkdir(parents=True, exist_ok=True)
-    with only_process(folder):
-        if finished := read_finished(folder, data):  # by the process that held the lock until now
+    first_prepares(data, lambda data: data.store)
+    launch(experiment, label=label, parent=parent)
+    finished = read_finished(folder, data) if keeps else None
+    seconds = finished.seconds if finished else time.perf_counter() - start
+    return Pretrained(folder, finished.checkpoint if finished else Path(), trained=True, seconds=seconds)
+
+
+def _train_if_missing(experiment: Experiment, data: ScanSource, label: str, parent: Path | None) -> Pretrained:
+    """Train with the folder locked, by the first rank for all of them."""
+    folder = run_folder(experiment)
+
+    def finished_before() -> Pretrained | None:
+        if experiment.checkpoint.resume == "never" and folder.exists():
+            with only_process(folder):
+                move_aside(folder)
+        return read_finished(folder, data)  # before the lock: a finished run may lie where nobody can write
+
+    if finished := agree(finished_before):
+        return finished
+    with ExitStack() as held:
+
+        def hold() -> Pretrained | None:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(only_process(folder))
+            return read_finished(folder, data)  # by the process that held the lock until now
+
+        if finished := agree(hold):
             return finished
         start = time.perf_counter()
         checkpoint = _train(folder, experiment, data, label, parent)
-        return write_finished(folder, checkpoint, data, time.perf_counter() - start)
+        return agree(lambda: write_finished(folder, checkpoint, data, time.perf_counter() - start))
 
 
 def build_module(experiment: Experiment, data: ScanSource) -> PretrainingModule:
@@ -73,20 +116,25 @@ def build_module(experiment: Experiment, data: ScanSource) -> PretrainingModule:
     data.seed = experiment.seed
     module = new_module(experiment, data.contract, steps_per_epoch=len(data.train_dataloader()))
     rows = data.rows("train")
-    module.normaliser.fit(data.store.arrays, rows)
+    if is_first():
+        module.normaliser.fit(data.store.arrays, rows)
+    for learnt in module.normaliser.buffers():
+        from_first(learnt)
     if isinstance(module, SupervisedModule):
         module.fit_ages(data.table["age_years"].to_numpy()[rows])
+    if launched() and experiment.trainer.sync_batchnorm:
+        synchronise(module, choose_device(experiment.trainer.accelerator))
     if experiment.trainer.compile:
         module.compile_encoder()
     return module
 
 
 def _train(folder: Path, experiment: Experiment, data: ScanSource, label: str, parent: Path | None) -> Path:
-    resume = _resume_from(folder, experiment, data)
+    resume = agree(lambda: _resume_from(folder, experiment, data))
     module = build_module(experiment, data)
-    write_inputs(folder, experiment, data)  # a refused run leaves the folder as it was
+    agree(lambda: write_inputs(folder, experiment, data))  # a refused run leaves the folder as it was
     with (
-        MetricJournal(folder / "metrics.jsonl") as journal,
+        MetricJournal(folder / "metrics.jsonl") if is_first() else nullcontext() as journal,
         _start_mlflow(folder, experiment, data, parent) as mlflow,  # marks a run that raises as failed or killed
     ):
         recorder = watching.Recorder(journal, experiment.health.every_steps, data.loader_wait_s)
@@ -108,9 +156,11 @@ def _train(folder: Path, experiment: Experiment, data: ScanSource, label: str, p
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resume)  # type: ignore[arg-type]
         except TrainingStopped as stopped:
-            _record_health(folder, health, "stopped", str(stopped))
+            if is_first():
+                _record_health(folder, health, "stopped", str(stopped))
             raise
-        _record_health(folder, health, "ok", "")
+        if is_first():
+            _record_health(folder, health, "ok", "")
         mlflow.finish()
     assert keeper.newest is not None
     return keeper.newest
@@ -129,6 +179,8 @@ def start_up(
         "sites": f"{data.table['site'].nunique()} ({data.table['site'].iloc[rows].nunique()} in train)",
         "batch": f"{batch} scans x {views} views = {batch * views} samples; {module.steps_per_epoch} steps an epoch, "
                  f"{module.total_steps} in all",
+        **several_devices(experiment, data.contract, module, batch),
+        "memory": f"about {memory_gib(experiment, data.contract, batch):.1f} GiB a device in fp32",
         "loss": f"{config.loss.name}, {config.loss.kernel} of {config.loss.sigma_years:g} years",
         "network": f"{config.encoder.name} x {config.encoder.width:g}, {parameters / 1e6:.2f} M parameters",
         "device": f"{choose_device(config.trainer.accelerator)}, {config.trainer.precision}, "

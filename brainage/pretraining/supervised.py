@@ -10,6 +10,7 @@ from brainage.config import Experiment
 from brainage.imaging.contract import InputContract
 from brainage.losses import supervised_loss
 from brainage.losses.regularisers import conr_regulariser, order_regulariser
+from brainage.pretraining.gather import GlobalBatch, gather_batch, own_part
 from brainage.pretraining.module import PretrainingModule
 
 
@@ -42,29 +43,40 @@ class SupervisedModule(PretrainingModule):
         return self.age_mean + self.age_sd * self.head(trunk)
 
     def loss_of(self, trunk: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        subjects = len(batch["age_years"])
-        predicted = self.head_output(trunk).squeeze(-1)  # [N]
-        age_years = batch["age_years"].repeat_interleave(len(predicted) // subjects)
-        z = trunk.detach().view(subjects, len(trunk) // subjects, -1)
-        loss = self.loss(predicted, age_years) + self._regularised(trunk, age_years, predicted)
-        return loss, {"z": z, "predicted_years": predicted.detach()}
+        predicted = self.head_output(trunk).unflatten(0, (len(batch["age_years"]), self.experiment.augment.views))
+        # Features of all ranks for the regularisers and the health watch, with gradients only where they are used.
+        features = (trunk if self.experiment.loss.regulariser != "none" else trunk.detach()).unflatten(
+            0, predicted.shape[:2]
+        )
+        everyone = gather_batch(torch.cat([features, predicted.detach()], dim=2), batch["age_years"], batch["subject"])
+        age_years = batch["age_years"].repeat_interleave(predicted.shape[1])
 
-    def _regularised(self, trunk: Tensor, age_years: Tensor, predicted: Tensor) -> Tensor | float:
-        """The weighted regulariser of trunk features [N, F]."""
-        config = self.experiment.loss
+        def mean() -> Tensor:
+            return self.loss(predicted.flatten(), age_years) + self._regularised(everyone)
+
+        z, everybody_predicted = everyone.z.detach().split([trunk.shape[1], 1], dim=2)
+        seen = {"z": z, "age_years": everyone.age_years, "subject": everyone.subject}
+        return own_part(everyone, mean), seen | {"predicted_years": everybody_predicted.flatten()}
+
+    def _regularised(self, everyone: GlobalBatch) -> Tensor | float:
+        """The weighted regulariser of the trunk features of this rank's rows among those of all ranks."""
+        config, views = self.experiment.loss, everyone.z.shape[1]
+        trunk, predicted = everyone.z.flatten(0, 1).split([everyone.z.shape[2] - 1, 1], dim=1)
+        age_years = everyone.age_years.repeat_interleave(views)
+        rows = (everyone.rows[0] * views, everyone.rows[1] * views)
         if config.regulariser == "order":
-            return config.regulariser_weight * order_regulariser(trunk, age_years)
+            return config.regulariser_weight * order_regulariser(trunk, age_years, rows=rows)
         if config.regulariser == "conr":
-            window = config.regulariser_window_years
-            term = conr_regulariser(trunk, age_years, predicted, window_years=window, temperature=config.temperature)
+            window, tau = config.regulariser_window_years, config.temperature
+            term = conr_regulariser(
+                trunk, age_years, predicted.squeeze(1), window_years=window, temperature=tau, rows=rows
+            )
             return config.regulariser_weight * term
         return 0.0
 
     def validation_metrics(self) -> dict[str, float]:
-        metrics = super().validation_metrics()
         errors = []
-        for part in self.validation:
-            views = len(part["predicted_years"]) // len(part["age_years"])
-            predicted = part["predicted_years"].view(-1, views).mean(dim=1)
+        for part in self.validation:  # of all ranks each
+            predicted = part["predicted_years"].view(-1, self.experiment.augment.views).mean(dim=1)
             errors.append((predicted - part["age_years"]).abs())
-        return metrics | {"val/mae_years": float(torch.cat(errors).mean())}
+        return super().validation_metrics() | {"val/mae_years": float(torch.cat(errors).mean())}
