@@ -220,6 +220,19 @@ def check(exp: Exp, overrides: Overrides = None, data: Root = "") -> None:
 
 
 @app.command()
+def withdraw(
+    lists: Annotated[list[Path], typer.Argument(help="Withdrawal lists: one id a line.")],
+    cohort: Annotated[str, typer.Option(help="Whose ids these are; of a mixture the member's name.")] = "ukb",
+    store: Annotated[list[Path] | None, typer.Option(help="Array store to rewrite without them; repeatable.")] = None,
+    run: Annotated[list[Path] | None, typer.Option(help="Run folder to clean of them; repeatable.")] = None,
+) -> None:
+    """Take people who withdrew their consent out of stores and run folders, and say what cannot be undone."""
+    from brainage.stages import withdraw_stage
+
+    withdraw_stage(lists, cohort, store or [], run or [])
+
+
+@app.command()
 def sync(run: Run) -> None:
     """Deliver to MLflow what it missed while it was away."""
     from brainage.tracking import sync_run

@@ -143,6 +143,21 @@ def inspect_stage(data: ScanSource) -> Path:
     return page
 
 
+def withdraw_stage(lists: list[Path], cohort: str, stores: list[Path], runs: list[Path]) -> None:
+    """Remove people from stores and run folders, and print what changed and what cannot be undone."""
+    from brainage.data.withdrawal import withdraw, withdrawn_people
+
+    if not stores and not runs:
+        raise ConfigError("withdraw: expected --store DIR or --run DIR, where people are to be taken out")
+    people = withdrawn_people(lists, cohort)
+    with progress_bar("withdraw", 1) as advance:
+        changes = withdraw(people, stores=stores, runs=runs, on_progress=advance)
+    for change in changes:
+        console().print(f"{change.path}: {change.note}", soft_wrap=True, markup=False)
+    if not changes:
+        console().print(f"nothing held any of the {len(people)} people on these lists")
+
+
 def refuse_untrainable(experiment: Experiment, data: ScanSource) -> None:
     """Raise now what training would refuse after hours of preparation: too few scans, a network or views that do not
     fit the samples, a device or precision that this machine does not have."""

@@ -21,6 +21,7 @@ from brainage.errors import DataError
 MISSING = ("", "NA", "N/A", "n/a", "na", "nan", "NaN", "NULL", "null", "None")
 ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz")
 OLDEST_MEDIAN_YEARS = 120.0
+TRUTH = "simulation"  # folder of a simulated cohort that no reader may look into
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
 _RANGE = re.compile(r"\s*\d+([.,]\d+)?\s*(-|–|to)\s*\d+([.,]\d+)?\s*(y|yrs|years)?\s*", re.IGNORECASE)
 _BOUND = re.compile(r"\s*([<>]=?\s*\d+([.,]\d+)?|\d+([.,]\d+)?\s*\+)\s*")
@@ -205,7 +206,7 @@ def sexes(column: pd.Series, file: Path, codes: Mapping[str, str]) -> pd.Series:
 def _tables(root: Path, depth: int) -> list[Path]:
     files, folders = [], []
     for path in sorted(root.iterdir()):
-        if path.name.startswith("."):
+        if path.name.startswith(".") or path.name == TRUTH:
             continue
         if path.is_dir():
             folders.append(path)

@@ -117,11 +117,12 @@ def refuse_differences(order: Order, store: ArrayStore) -> None:
     scans = f"{len(gone)} scan{'s' * (len(gone) != 1)} of {', '.join(people[:3])}" + ", ..." * (len(people) > 3)
     if _withdrew(order.dropped, gone):
         raise StoreError(
-            f"store {store.path} still holds {scans}, who withdrew; take them out of it with `brainage withdraw`"
+            f"store {store.path} still holds {scans}, who withdrew; take them out of it with "
+            f"`brainage withdraw LIST --store {store.path}`"
         )
     raise StoreError(
         f"store {store.path} holds {scans} that the table no longer lists: {differs}; {advice}; "
-        f"people who withdrew are taken out with `brainage withdraw`"
+        f"people who withdrew are taken out with `brainage withdraw LIST --store {store.path}`"
     )
 
 

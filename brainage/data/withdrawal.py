@@ -11,6 +11,7 @@ What remains of a withdrawn person is a line in `dropped.tsv` of a store: id, lo
 from __future__ import annotations
 
 import fcntl
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +26,7 @@ from brainage.data.filling import Progress
 from brainage.data.table import PERSON, person_keys, write_atomically
 from brainage.data.withdrawal_store import rewrite_store
 from brainage.errors import DataError
+from brainage.runtime.files import write_json_atomic
 
 WITHDRAWN = "withdrawn"  # the reason in `dropped`
 _HEADERS = ("eid", "f.eid", "n_eid", "id", "participant_id", "subject_id")
@@ -117,6 +119,10 @@ def _clean_run(folder: Path, gone: set[str]) -> list[Change]:
             changes.append(Change(path, removed, f"{removed} rows removed"))
     if not changes:
         return []
+    finished = folder / "finished.json"
+    if finished.is_file():  # so that the run is still known for what it is, see `pretraining.folder.read_finished`
+        values = json.loads(finished.read_text(encoding="utf-8"))
+        write_json_atomic(finished, {**values, "withdrawn": True})
     for path in sorted(folder.rglob("*.ckpt")):
         note = "cannot be undone: weights trained before the withdrawal may have seen them; train again to be rid of it"
         changes.append(Change(path, 0, note))

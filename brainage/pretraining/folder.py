@@ -14,7 +14,7 @@ from pathlib import Path
 
 from brainage.config import Experiment, save_experiment
 from brainage.data.source import ScanSource, data_digest
-from brainage.data.splits import write_split
+from brainage.data.splits import read_split, split_hash, write_split
 from brainage.data.table import write_table, write_tsv
 from brainage.errors import CheckpointError, ConfigError
 from brainage.imaging.quality import read_quality
@@ -54,7 +54,10 @@ def read_finished(folder: Path, data: ScanSource | None = None) -> Pretrained | 
         return None
     values = json.loads(marker.read_text(encoding="utf-8"))
     path = folder / "checkpoints" / values["checkpoint"]
-    if data is not None:
+    if data is not None and values.get("withdrawn"):  # people left it afterwards: the others must be who they were
+        left = split_hash(read_split(folder / "split.tsv"))
+        refuse_other_data(folder, data, left, data_digest(data))
+    elif data is not None:
         refuse_other_data(folder, data, values["split_hash"], values["data_digest"])
     load_checkpoint(path)  # torn or deleted: say so now
     return Pretrained(folder, path, trained=False, seconds=values["seconds"])

@@ -13,7 +13,7 @@ import pytest
 
 from brainage.data import withdrawal_store
 from brainage.data.array_store import ArrayStore
-from brainage.data.splits import write_split
+from brainage.data.splits import split_hash, write_split
 from brainage.data.store import prepare_store
 from brainage.data.table import KEY, finish_dropped, person_keys, read_table, read_tsv, write_table, write_tsv
 from brainage.data.withdrawal import WITHDRAWN, withdraw, withdrawn_people
@@ -314,3 +314,26 @@ def test_a_withdrawal_list_that_cannot_be_read_is_never_taken_for_an_empty_one(t
 def test_a_list_of_the_header_alone_names_nobody(tmp_path):
     (tmp_path / "w1_2.csv").write_text("eid\n")
     assert withdrawn_people([tmp_path / "w1_2.csv"], "ukb").empty
+
+
+def test_a_finished_run_stays_usable_for_those_who_stayed_and_for_no_other_people(tmp_path):
+    from brainage.errors import CheckpointError
+    from brainage.pretraining.folder import read_finished
+    from brainage.pretraining.run import pretrain
+    from tests.scans import SimulatedScans, small_experiment
+
+    experiment = small_experiment(tmp_path)
+    data = SimulatedScans(experiment)
+    run = pretrain(experiment, data)
+    person = data.split["participant_id"].iloc[0]
+    gone = data.split[data.split["participant_id"] == person][["cohort", "participant_id"]]
+    withdraw(gone, runs=[run.folder])
+    with pytest.raises(CheckpointError, match="people or splits changed"):
+        read_finished(run.folder, data)  # a cohort that still lists the person
+    data.split = data.split[data.split["participant_id"] != person].reset_index(drop=True)
+    data.split_hash = split_hash(data.split)
+    assert read_finished(run.folder, data) is not None
+    data.split.loc[data.split.index[0], "split"] = "val"
+    data.split_hash = split_hash(data.split)
+    with pytest.raises(CheckpointError, match="people or splits changed"):
+        read_finished(run.folder, data)
