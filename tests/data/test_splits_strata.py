@@ -33,7 +33,7 @@ def off_by(chosen: np.ndarray, groups: pd.Series | pd.DataFrame, share: float) -
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([0.05, 0.1, 0.2, 0.25, 1 / 3, 0.5, 0.7]), st.integers(5, 200))
 def test_every_site_sex_and_age_of_a_sex_keeps_its_share_within_one_person(seed, share, people):
-    first = first_scans(random_table(seed, people=people))
+    first = first_scans(random_table(seed, people=people, sites=25))
     labels = strata(first, ALL, share)
     chosen = draw_stratified(first, labels, share, purpose="internal", seed=seed)
     groups = [["site"], ["large"], ["site", "age"], ["site", "age", "sex"], ["sex"], ["sex", "age"]]
