@@ -110,14 +110,26 @@ def simulate(
 
 
 @app.command()
-def prepare(exp: Exp, overrides: Overrides = None, data: Root = "", limit: Limit = 0, dry_run: DryRun = False) -> None:
-    """Read the cohort once into its array store (resumes, checks disk first)."""
-    from brainage.stages import prepare_stage, print_plan
+def prepare(
+    exp: Exp,
+    overrides: Overrides = None,
+    data: Root = "",
+    limit: Limit = 0,
+    shard: Annotated[str, typer.Option(help="i/n: only this part, as one job of an array; without it, merge.")] = "",
+    dry_run: DryRun = False,
+) -> None:
+    """Read the cohort once into its array store (resumes, checks disk first, merges shards)."""
+    from brainage.stages import part_of, prepare_stage, print_plan, shard_stage
 
     experiment = _experiment(exp, overrides, data, limit)
+    part = part_of(shard) if shard else None
     cohort = _cohort(experiment)
     print_plan(experiment, cohort, network=False)
-    if not dry_run:
+    if dry_run:
+        return
+    if part:
+        shard_stage(cohort, part)
+    else:
         prepare_stage(cohort)
 
 

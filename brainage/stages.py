@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -119,6 +120,26 @@ def prepare_stage(data: ScanSource) -> None:
             f"usable by the cohort's tables); {store.path / 'dropped.tsv'} lists each with its reason; "
             f"for example {first['participant_id']}: {first['reason']}"
         )
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """
+    >>> part_of("2/8")
+    (2, 8)
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ConfigError(f"--shard {text}: expected i/n with i from 1 to n, such as 2/8")
+    return int(found[1]), int(found[2])
+
+
+def shard_stage(data: Any, part: tuple[int, int]) -> None:
+    """Prepare part i of n and say which parts are missing."""
+    with progress_bar(f"prepare {part[0]}/{part[1]}", len(data.planned())) as advance:
+        states = data.prepare_shard(part, advance)
+    for path, state in zip(data.member_paths(), states, strict=True):
+        missing = ", ".join(map(str, state.missing)) or "none; `brainage prepare` without --shard merges them"
+        console().print(f"store {path}: part {part[0]} of {part[1]} done; missing: {missing}", soft_wrap=True)
 
 
 def inspect_stage(data: ScanSource) -> Path:

@@ -21,6 +21,7 @@ from brainage.data.joined import JoinedStore, join_tables
 from brainage.data.masking import load_mask
 from brainage.data.overlap import add_groups
 from brainage.data.sampling import StepBatches, scan_strata, scan_weights
+from brainage.data.shards import ShardState, shard_state
 from brainage.data.splits import apply_split, refuse_leakage, split_hash
 from brainage.data.store import estimate_bytes, prepare_store
 from brainage.data.table import CohortTable, finish_dropped, person_numbers, write_tsv
@@ -108,6 +109,19 @@ class CohortDataModule(L.LightningDataModule):
     def describe(self) -> dict[str, str]:
         """Lines of the plan: scans, people and sites of each split, who was dropped or absent, and the store."""
         return describe(self)
+
+    def prepare_shard(
+        self, shard: tuple[int, int], on_progress: Callable[[int, int], None] | None = None
+    ) -> list[ShardState]:
+        """Read part i of n (from 1) of every store, as one job of an array does; what is done of each store then.
+
+        The last step is `prepare`, which merges the parts without opening a source file.
+        """
+        states = []
+        for member, rows, path in zip(self.members, self._rows_by_member(), self.member_paths(), strict=True):
+            self._prepare_member(member, rows, path, on_progress, shard)
+            states.append(shard_state(path) or ShardState(shard[1], list(range(1, shard[1] + 1)), []))
+        return states
 
     def prepare(self, on_progress: Callable[[int, int], None] | None = None) -> ArrayStore:
         """Build each store, or finish building it, or open it when it is already there; a mixture then looks for
@@ -237,7 +251,12 @@ class CohortDataModule(L.LightningDataModule):
                 raise ConfigError(f"data.exclude: {rule}: no column {rule.column!r}{nearest(rule.column, known)}")
 
     def _prepare_member(
-        self, member: Member, rows: np.ndarray, path: Path, on_progress: Callable[[int, int], None] | None
+        self,
+        member: Member,
+        rows: np.ndarray,
+        path: Path,
+        on_progress: Callable[[int, int], None] | None,
+        shard: tuple[int, int] | None = None,
     ) -> ArrayStore:
         table = member.listed.table.iloc[rows]
         return prepare_store(
@@ -251,6 +270,7 @@ class CohortDataModule(L.LightningDataModule):
             on_progress=on_progress,
             stamp=member.reader.stamp,
             mask=self.mask,
+            shard=shard,
         )
 
     def _view(self, prepared: Mapping[int, ArrayStore]) -> ArrayStore:
