@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 from pathlib import Path
 from typing import ClassVar
@@ -45,10 +46,16 @@ class VectorCohort(CohortReader):
 
     def read(self, path):
         number = int(path)
-        age = self.table().table["age_years"].iloc[number]
+        age = _ages(self)[number]
         rng = np.random.default_rng([1, number])
         weights = np.linspace(-1, 1, FEATURES)
         return (4 * (number % 4) + weights * age + rng.normal(size=FEATURES) * 3).astype(np.float32)
+
+
+@functools.cache
+def _ages(reader):
+    """Years of everybody; `finish_table` takes a while for forty reads."""
+    return reader.table().table["age_years"].to_list()
 
 
 class SimulatedScans(CohortDataModule):

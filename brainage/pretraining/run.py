@@ -180,7 +180,7 @@ def start_up(
         "batch": f"{batch} scans x {views} views = {batch * views} samples; {module.steps_per_epoch} steps an epoch, "
                  f"{module.total_steps} in all",
         **several_devices(experiment, data.contract, module, batch),
-        "memory": f"about {memory_gib(experiment, data.contract, batch):.1f} GiB a device in fp32",
+        "memory": f"about {memory_gib(experiment, data.contract, batch):.2g} GiB a device in fp32",
         "loss": f"{config.loss.name}, {config.loss.kernel} of {config.loss.sigma_years:g} years",
         "network": f"{config.encoder.name} x {config.encoder.width:g}, {parameters / 1e6:.2f} M parameters",
         "device": f"{choose_device(config.trainer.accelerator)}, {config.trainer.precision}, "

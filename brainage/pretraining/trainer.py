@@ -97,6 +97,7 @@ def _quieten_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     batch_hook = ".*You have overridden `transfer_batch_to_device` in `LightningModule`.*"
     resumable, workers, leaf = ".*your dataloader is not resumable.*", ".*does not have many workers.*", ".*LeafSpec.*"
+    warnings.filterwarnings("ignore", ".*The `srun` command is available on your system but is not used.*")
     no_val = ".*Total length of `list` across ranks is zero.*"
     for message in (batch_hook, resumable, workers, leaf, no_val):
         warnings.filterwarnings("ignore", message)
