@@ -134,6 +134,19 @@ def prepare(
 
 
 @app.command()
+def split(
+    exp: Exp,
+    out: Annotated[Path, typer.Option(help="Folder for the TSV files.")],
+    overrides: Overrides = None,
+    data: Root = "",
+) -> None:
+    """Write the split that an experiment would use, or all its folds (data.folds=5), as TSV files for data.split."""
+    from brainage.stages import split_stage
+
+    split_stage(_cohort(_experiment(exp, overrides, data, 0)), out)
+
+
+@app.command()
 def inspect(exp: Exp, overrides: Overrides = None, data: Root = "", limit: Limit = 0) -> None:
     """Data sheet of a cohort: people, ages, quality of every scan, thumbnails of the flagged ones (prepares first)."""
     from brainage.stages import inspect_stage, prepare_stage
@@ -223,12 +236,18 @@ def check(exp: Exp, overrides: Overrides = None, data: Root = "") -> None:
     from tempfile import TemporaryDirectory
 
     from data_modules.check import check_cohort, format_checks
-    from data_modules.cohort import open_reader
+    from data_modules.mixture import open_members
 
-    with TemporaryDirectory() as scratch:
-        checks = check_cohort(open_reader(_experiment(exp, overrides, data, 0).data), scratch)
-    print(format_checks(checks))
-    sys.exit(0 if all(check.passed for check in checks) else 1)
+    members = open_members(_experiment(exp, overrides, data, 0).data)
+    passed = True
+    for member in members:
+        with TemporaryDirectory() as scratch:
+            checks = check_cohort(member.reader, scratch)
+        if len(members) > 1:
+            print(f"{member.label}:")
+        print(format_checks(checks))
+        passed &= all(check.passed for check in checks)
+    sys.exit(0 if passed else 1)
 
 
 @app.command()

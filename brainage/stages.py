@@ -122,6 +122,21 @@ def prepare_stage(data: ScanSource) -> None:
         )
 
 
+def split_stage(data: Any, out: Path) -> None:
+    """Write split.tsv, or every fold with an index, to a folder."""
+    from brainage.data.folds import write_folds
+    from brainage.data.splits import write_split
+
+    if data.config.folds:
+        index = write_folds(data.planned(), out, data.folds())
+        console().print(index.to_string(index=False), markup=False)
+    else:
+        write_split(data.split, out / "split.tsv")
+        counts = data.split["split"].value_counts()
+        said = ", ".join(f"{name} {count}" for name, count in counts.items())
+        console().print(f"{out / 'split.tsv'}: {said}; hash {data.split_hash}", soft_wrap=True)
+
+
 def part_of(text: str) -> tuple[int, int]:
     """
     >>> part_of("2/8")
@@ -285,6 +300,7 @@ def _cell(rows: pd.DataFrame, split: str, task: str, metric: str) -> str:
 
 def embed_stage(experiment: Experiment, data: ScanSource, folder: Path, out: Path) -> None:
     """Embed every scan of a cohort with a finished run's encoder."""
+    from brainage.data.splits import was_seen
     from brainage.downstream.embed import embed
     from brainage.downstream.features import write_embeddings
     from brainage.pretraining.checkpoint import load_module
@@ -292,15 +308,17 @@ def embed_stage(experiment: Experiment, data: ScanSource, folder: Path, out: Pat
     if out.is_dir():
         raise ConfigError(f"--out {out}: a folder; expected the name of a parquet file to write")
     checkpoint = finished_run(folder).checkpoint
-    module, _ = load_module(checkpoint)
+    module, payload = load_module(checkpoint)
     module.contract.refuse_other(data.contract, str(checkpoint))  # before hours of preparation
     prepare_stage(data)
     set_threads(experiment.trainer.threads)
     device = str(choose_device(experiment.trainer.accelerator))
     frame = embed(module, data, np.arange(len(data.table)), device=device)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_embeddings(out, frame, np.stack(list(frame["trunk"])), np.stack(list(frame["head"])))
-    console().print(f"{len(frame)} scans embedded: {out}", soft_wrap=True)
+    seen = was_seen(data.table, payload.seen, payload.salt)
+    write_embeddings(out, frame, np.stack(list(frame["trunk"])), np.stack(list(frame["head"])), seen=seen)
+    known = f", {int(seen.sum())} of them of people whom the encoder was trained on" if seen.any() else ""
+    console().print(f"{len(frame)} scans embedded{known}: {out}", soft_wrap=True)
 
 
 def run_experiment(folder: Path, overrides: list[str], *, other_cohort: bool = False) -> Experiment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -96,6 +97,11 @@ class CohortDataModule(L.LightningDataModule):
         """The scans that there will be, with their split, before any of them is read."""
         table = self._stored()
         return table[self._left_out(table).isna()].reset_index(drop=True)
+
+    def folds(self) -> list[pd.DataFrame]:
+        """The split of every fold of `data.folds`, in their order."""
+        each = [dataclasses.replace(self.config, fold=fold) for fold in range(self.config.folds)]
+        return [choose_split(config, self.members, self.listed.table)[0] for config in each]
 
     def excluded_by_table(self) -> int:
         """Scans that `data.exclude` leaves out by columns of the cohort's tables."""

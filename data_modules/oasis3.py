@@ -6,13 +6,12 @@
     derivatives/<pipeline>/...   the same names with desc-brain, CAT12's mwp1 ... (`bids_images.FORMS`)
 Scan age = age at entry + days / 365.25, and visit_years = days / 365.25: day 0 is the person's first visit. A scan has
 the diagnosis of the nearest clinical visit that says anything (`oasis3_diagnosis`), within `clinical_days`; of two
-equally near ones the earlier. Sessions without one keep their row with the diagnosis missing, counted in the log.
+equally near ones the earlier. Sessions without one keep their row with the diagnosis missing, counted in `notes`.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +35,6 @@ _FILE = ["participant_id", "session_id", "run", "path"]
 _SESSION = re.compile(r"^d(\d{4,5})$")
 _PERSON = re.compile(r"^OAS3\d{4}$")
 _FOLDER = re.compile(r"(?:^|/)(OAS3[^/_]*)_MR_([^/]*)/")
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,12 +89,6 @@ class OASIS3(CohortReader):
         days = numbers_of(rows["session_id"])
         rows = rows.assign(day=days, visit_years=days / DAYS_A_YEAR, age_years=rows["age_entry"] + days / DAYS_A_YEAR)
         rows = self._with_scanners(join_visits(rows, visits, self.options.clinical_days), read_scanners(tables))
-        alone = int(rows["days_to_clinical"].isna().sum())
-        if alone:
-            _log.warning(
-                "%s: %d of %d sessions have no clinical visit within %g days: diagnosis missing",
-                self.root, alone, len(rows), self.options.clinical_days,
-            )  # fmt: skip
         listed = pd.concat(dropped, ignore_index=True).assign(cohort=self.name)
         extra = ["known", "day", "age_entry", "age_reason"]
         return finish_table(rows.drop(columns=extra).assign(cohort=self.name), source=str(self.root), dropped=listed)
@@ -107,6 +99,14 @@ class OASIS3(CohortReader):
         scans, left_out = self._files()
         named = {*people["participant_id"], *odd["participant_id"].dropna()}
         return sorted(named - {*scans["participant_id"], *left_out["participant_id"].dropna()})
+
+    def notes(self) -> list[str]:
+        table = self.table().table
+        alone = int(table["days_to_clinical"].isna().sum()) if "days_to_clinical" in table else 0
+        if not alone:
+            return []
+        days = f"{self.options.clinical_days:g}"
+        return [f"{alone} of {len(table)} sessions have no clinical visit within {days} days: diagnosis missing"]
 
     def contract(self) -> InputContract:
         return native_contract(self.modality, self.spacing_mm) if self.modality in NATIVE else self._prepared_contract

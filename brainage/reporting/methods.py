@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import pandas as pd
@@ -17,6 +18,16 @@ LOSSES = {
         "L^exp (Barbano et al. 2023, 2025): each sample attracts every other one in proportion to how near their ages "
         "are (weight w), and in the denominator every similarity is multiplied by 1 − w, so that repulsion grows with "
         "the age distance: − Σ [w / Σw] log( exp(s) / Σ exp(s (1 − w)) ), averaged over samples"
+    ),
+    "thr": (
+        "L^thr (Barbano et al. 2023): a positive, weighted by how near its age is (weight w), repels only samples "
+        "further in age from the anchor than itself: − Σ [w / Σw] log( exp(s) / Σ exp(s of those further away) ), "
+        "averaged over samples"
+    ),
+    "rnc": (
+        "Rank-N-Contrast (Zha et al. 2023): for every pair, samples at least as far in age from the first as the "
+        "second is are pushed further away from it than the second, by the distance of embeddings that are not "
+        "normalised"
     ),
     "yaware": (
         "y-Aware InfoNCE (Dufumier et al. 2021): the InfoNCE terms of all pairs, weighted by how near their ages are: "
@@ -46,9 +57,10 @@ AUGMENTATIONS = {
 
 
 SOURCES = {
+    "held out": "The cohort was held out whole.",
     "official": "People are in the splits that the cohort came with.",
     "file": "People are in the splits of a file that was given.",
-    "drawn": "People were put into splits by a hash of who they are.",
+    "drawn": "People were drawn into splits by who they are.",
 }
 MOST_SITES_NAMED = 6
 
@@ -126,7 +138,9 @@ def encoder_name(experiment: Experiment) -> str:
 def _data(run: RunFolder) -> str:
     data, contract = run.experiment.data, run.contract
     shape = " × ".join(str(n) for n in contract.get("shape", [])[-3:])
-    text = f"Scans of the cohort {data.cohort} were used in the form “{data.modality}”"
+    cohorts = ", ".join(data.members) if data.members else data.cohort
+    form = contract.get("modality", data.modality) if data.members else data.modality
+    text = f"Scans of the cohort{'s' * bool(data.members)} {cohorts} were used in the form “{form}”"
     if contract.get("kind") == "volume":
         spacing = " × ".join(f"{mm:g}" for mm in contract.get("spacing_mm", []))
         text += f" ({shape} voxels of {spacing} mm" + (f", {contract['space']})" if contract.get("space") else ")")
@@ -145,11 +159,22 @@ def _split(run: RunFolder) -> str:
         return ""
     people = run.table.drop_duplicates([*PERSON, "split"])["split"].value_counts()
     count = {split: int(people.get(split, 0)) for split in SPLITS}
-    said = [SOURCES.get(str(run.environment.get("split_source")), ""), _external(run.table, count[EXTERNAL])]
+    said = [_source(str(run.environment.get("split_source") or "")), _external(run.table, count[EXTERNAL])]
     learnt = count["train"] + count["val"]
     who = f"{count['val']} of {learnt} training people were" if count["val"] else "Nobody was"
     said.append(f"{who} set apart for validation.")
     return " ".join(filter(None, said))
+
+
+def _source(source: str) -> str:
+    """
+    >>> _source("openbhb official, ixi drawn")
+    'openbhb: People are in the splits that the cohort came with. ixi: People were drawn into splits by who they are.'
+    """
+    if source in SOURCES or not source:
+        return SOURCES.get(source, "")
+    members = [re.fullmatch(rf"(.+) ({'|'.join(SOURCES)})", part) for part in source.split(", ")]
+    return " ".join(f"{found[1]}: {SOURCES[found[2]]}" for found in members if found)
 
 
 def _external(table: pd.DataFrame, people: int) -> str:
@@ -180,13 +205,30 @@ def _network(experiment: Experiment) -> str:
 def _loss_settings(loss: LossConfig) -> str:
     if loss.name not in CONTRASTIVE_NAMES:
         return f" Huber's transition lies at {loss.huber_delta_years:g} years." if loss.name == "huber" else ""
-    settings = [SIMILARITIES[loss.similarity if loss.name == "exp" else "cosine"], f"temperature {loss.temperature:g}"]
-    if loss.name in ("exp", "yaware"):
-        settings.append(f"w is a {loss.kernel} kernel of {loss.sigma_years:g} years on the age difference")
+    settings = [f"temperature {loss.temperature:g}"]
+    if loss.name != "rnc":
+        settings.insert(0, SIMILARITIES[loss.similarity if loss.name == "exp" else "cosine"])
+    if loss.name in ("exp", "yaware", "thr"):
+        start = f"{loss.sigma_start_years:g} years at the start and " if loss.sigma_start_years else ""
+        settings.append(f"w is a {loss.kernel} kernel of {start}{loss.sigma_years:g} years on the age difference")
     if loss.name == "supcon":
         settings.append(f"age bins are {loss.bin_years:g} years wide")
+    settings += _beyond_the_formula(loss)
     same = "are left out of each other's sums" if loss.same_subject == "exclude" else "count as of the same age"
     return f" Here {'; '.join(settings)}; two scans of one person {same}."
+
+
+def _beyond_the_formula(loss: LossConfig) -> list[str]:
+    """What departs from the published loss."""
+    told = {
+        "in place of its formula, what the published code computes": loss.name == "thr" and loss.as_published_code,
+        "weights w are divided by column sums": loss.name == "yaware" and loss.normalise == "column",
+        f"towards the end only the {loss.repel_nearest} nearest scans repel": loss.repel_nearest > 0,
+        f"samples of the same site repel {loss.site_repulsion:g} times": loss.site_repulsion != 1,
+        f"anchors are weighted by the density of their age to the power −{loss.age_balance:g}": loss.age_balance > 0,
+        f"{loss.site_penalty:g} times the dependence of embedding and site (HSIC) is added": loss.site_penalty > 0,
+    }
+    return [words for words, there in told.items() if there]
 
 
 def _training(experiment: Experiment) -> str:

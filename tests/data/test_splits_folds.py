@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import pandas as pd
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from brainage.data.drawing import deal_groups
-from brainage.data.folds import write_folds
+from brainage.data.folds import write_folds as write_frames
 from brainage.data.splits import apply_split, carve_val, draw_split, read_split, refuse_leakage, split_hash
 from brainage.data.table import PERSON, finish_table, read_tsv
 from brainage.errors import ConfigError, DataError
@@ -197,6 +199,12 @@ def test_a_fold_that_nobody_is_in_is_refused():
     for stratify in ([], ["age"]):
         with pytest.raises(DataError, match="nobody of 0 people is in fold 0"):
             fold_of(table, 0, 3, external_cohorts=["c0"], stratify=stratify)
+
+
+def write_folds(table: pd.DataFrame, out, *, folds: int, seed: int, stratify: tuple | list = ()) -> pd.DataFrame:
+    drawn_folds = [fold_of(table, fold, folds, seed=seed, stratify=stratify) for fold in range(folds)]
+    carve = functools.partial(carve_val, fraction=0.1, seed=seed, table=table, stratify=stratify)
+    return write_frames(table, out, [carve(fold) for fold in drawn_folds])
 
 
 def test_written_folds_are_the_drawn_ones_and_the_index_describes_them(tmp_path):

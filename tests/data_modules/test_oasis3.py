@@ -167,9 +167,9 @@ def test_the_window_of_clinical_visits_is_an_option_and_its_end_belongs_to_it(tm
     assert OASIS3(tmp_path, "head", options={"clinical_days": 899.5}).table().table["diagnosis"].isna()[3]
 
 
-def test_sessions_without_a_clinical_visit_are_counted(tmp_path, caplog):
-    OASIS3(small.write_cohort(tmp_path), "head").table()
-    assert "1 of 4 sessions have no clinical visit within 365 days" in caplog.text
+def test_sessions_without_a_clinical_visit_are_counted(tmp_path):
+    notes = OASIS3(small.write_cohort(tmp_path), "head").notes()
+    assert notes == ["1 of 4 sessions have no clinical visit within 365 days: diagnosis missing"]
 
 
 def test_without_clinical_tables_every_diagnosis_is_missing(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,15 @@ import torch
 
 from brainage.config import EvaluateConfig, apply_overrides, run_folder
 from brainage.data.folds import write_folds
-from brainage.data.splits import apply_split, read_split, refuse_seen, seen_people, was_seen
+from brainage.data.splits import (
+    apply_split,
+    carve_val,
+    draw_split,
+    read_split,
+    refuse_seen,
+    seen_people,
+    was_seen,
+)
 from brainage.data.table import PERSON, person_keys
 from brainage.downstream.age import evaluate_age
 from brainage.downstream.embed import embed
@@ -47,7 +56,12 @@ def two_folds(tmp_path_factory):
     """(experiment, scans of fold 0, scans of fold 1, run folder of fold 0); to be read only."""
     base = tmp_path_factory.mktemp("folds")
     table = VectorCohort(str(base), "vbm").table().table
-    index = write_folds(table, base / "splits", folds=2, seed=0, stratify=["age", "site"])
+    fold = functools.partial(draw_split, table, external_sites=[], internal_fraction=0.2, seed=0, folds=2)
+    splits = [
+        carve_val(fold(fold=k, stratify=["age", "site"]), fraction=0.1, seed=0, table=table, stratify=["age", "site"])
+        for k in range(2)
+    ]
+    index = write_folds(table, base / "splits", splits)
     overrides = ["data.external_sites=[]", "evaluate.losses=[]", "evaluate.baselines=[]"]
     experiment = small_experiment(base / "runs", *overrides, f"data.split={base / 'splits' / index['file'][0]}")
     scans = [FoldScans(experiment, base / "splits" / name, base / "store") for name in index["file"]]
