@@ -23,6 +23,7 @@ from brainage.data.masking import load_mask
 from brainage.data.overlap import add_groups
 from brainage.data.sampling import StepBatches, scan_strata, scan_weights
 from brainage.data.shards import ShardState, shard_state
+from brainage.data.sharing import Shares
 from brainage.data.splits import apply_split, refuse_leakage, split_hash
 from brainage.data.store import estimate_bytes, prepare_store
 from brainage.data.table import CohortTable, finish_dropped, person_numbers, write_tsv
@@ -31,6 +32,7 @@ from brainage.imaging.contract import InputContract
 from brainage.imaging.quality import COLUMNS as QUALITY_COLUMNS
 from brainage.imaging.quality import write_quality
 from brainage.runtime import warn
+from brainage.runtime.ranks import rank, ranks
 from data_modules.batches import Batch, DeviceSide, ScanBatches, TimedLoader
 from data_modules.describe import describe
 from data_modules.member_splits import choose_split
@@ -161,12 +163,16 @@ class CohortDataModule(L.LightningDataModule):
         """Rows of the cohort that are in no split, each with its reason."""
         return self.store.dropped
 
+    def overlap(self) -> pd.DataFrame | None:
+        """Pairs of people of several cohorts who are one person, as far as seen; None of a cohort on its own."""
+        return self.overlaps.report(self.split) if self.overlaps is not None else None
+
     def rows(self, *splits: str) -> np.ndarray:
         """Rows of the store that belong to any of the splits, ascending."""
         return np.flatnonzero(self.table["split"].isin(splits).to_numpy(dtype=bool))
 
     def train_dataloader(self) -> TimedLoader:
-        """Batches of the global step the trainer stands at."""
+        """This rank's parts of the batches, of the global step the trainer stands at on."""
         dataset = self._dataset(self.rows("train"))
         trained = self.table.iloc[dataset.rows]
         balance: dict[str, Any] = {"balance": self.config.balance, "cohort_weights": self.config.weights}
@@ -178,7 +184,7 @@ class CohortDataModule(L.LightningDataModule):
         )  # fmt: skip
         self._loader = TimedLoader(
             dataset,
-            batch_sampler=batches,
+            batch_sampler=Shares(batches, rank(), ranks()),
             collate_fn=_identity,
             num_workers=self.config.workers,
             persistent_workers=self.config.workers > 0,
@@ -190,13 +196,14 @@ class CohortDataModule(L.LightningDataModule):
         """Scans of `val` in the order of the store; an empty list when there are fewer than two.
 
         The fewest batches of at most `batch_size` that differ by one scan at most: a contrastive loss depends on the
-        size of its batch.
+        size of its batch. Each rank gets its part of each, which may be empty.
         """
         rows = self.rows("val")
         if len(rows) < 2:
             return []
         batches = [part.tolist() for part in np.array_split(range(len(rows)), -(-len(rows) // self.config.batch_size))]
-        return DataLoader(self._dataset(rows), batch_sampler=batches, collate_fn=_identity)
+        shares = Shares(batches, rank(), ranks(), may_be_none=True)
+        return DataLoader(self._dataset(rows), batch_sampler=shares, collate_fn=_identity)
 
     def loader_wait_s(self) -> float:
         """Seconds the training process has waited for batches since the start."""
