@@ -24,7 +24,8 @@ class ContrastiveModule(PretrainingModule):
 
     def head_output(self, trunk: Tensor) -> Tensor:
         """Embedding [N, D] as the loss compares it: of unit norm, but for Rank-N-Contrast."""
-        z = self.head(trunk).float()
+        z = self.head(trunk)
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
         return z if self.experiment.loss.name == "rnc" else torch.nn.functional.normalize(z, dim=-1)
 
     def loss_of(self, trunk: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

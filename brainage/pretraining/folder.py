@@ -84,6 +84,8 @@ def write_inputs(folder: Path, experiment: Experiment, data: ScanSource) -> None
     write_table(data.table, folder / "table.parquet")
     write_tsv(data.dropped, folder / "dropped.tsv")
     write_split(data.split, folder / "split.tsv")
+    if (overlap := data.overlap()) is not None:
+        write_tsv(overlap, folder / "overlap.tsv")
     if (quality := read_quality(data.store)) is not None:
         write_table(quality, folder / "quality.parquet")
     write_json_atomic(folder / "contract.json", data.contract.to_dict())

@@ -204,7 +204,6 @@ def test_training_goes_on_from_a_named_checkpoint_of_the_same_experiment(finishe
     ("override", "message"),
     [
         ("trainer.precision=fp16", "a CPU would train in bf16 instead"),
-        ("trainer.devices=2", "trains on one device"),
         ("encoder.name=alexnet", "expected volumes, found vectors"),
     ],
 )
