@@ -12,7 +12,7 @@ READY  := $(VENV)/.ready
 DATA_ARG := $(if $(DATA),--data "$(DATA)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint experiments simulate prepare pretrain evaluate report check doctor ui clean
+.PHONY: help install demo test test-slow lint experiments simulate prepare inspect split pretrain evaluate report check doctor ui clean
 
 help: ## print the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,11 +40,17 @@ lint: $(READY) ## ruff and mypy
 experiments: $(READY) ## list the shipped experiments
 	$(BIN)/brainage experiments
 
-simulate: $(READY) ## write a simulated cohort to OUT= (ARGS="--subjects 400 --spacing-mm 4")
+simulate: $(READY) ## write a simulated cohort to OUT= (ARGS="--layout adni --subjects 400")
 	$(BIN)/brainage simulate --out "$(OUT)" $(ARGS)
 
 prepare: $(READY) ## read a cohort once into its store: EXP= DATA=
 	$(BIN)/brainage prepare $(EXP) $(DATA_ARG) $(ARGS)
+
+inspect: $(READY) ## data sheet of a cohort, quality of its scans: EXP= DATA=
+	$(BIN)/brainage inspect $(EXP) $(DATA_ARG) $(ARGS)
+
+split: $(READY) ## write an experiment's split or folds to OUT=: EXP= DATA= ARGS="data.folds=5"
+	$(BIN)/brainage split $(EXP) $(DATA_ARG) --out "$(OUT)" $(ARGS)
 
 pretrain: $(READY) ## pre-train, or continue: EXP= DATA=
 	$(BIN)/brainage pretrain $(EXP) $(DATA_ARG) $(ARGS)

@@ -19,7 +19,7 @@ class ScanSource(Protocol):
     contract: InputContract
     split: pd.DataFrame  # cohort, participant_id, split
     split_hash: str
-    split_source: str  # official | file | drawn
+    split_source: str  # official | file | drawn; of a mixture "<member> <source>, ..."
     seed: int  # of the order of the training scans; set by the run
 
     def describe(self) -> dict[str, str]:
@@ -41,6 +41,9 @@ class ScanSource(Protocol):
     @property
     def dropped(self) -> pd.DataFrame:
         """Scans left out, each with its reason."""
+
+    def overlap(self) -> pd.DataFrame | None:
+        """Pairs of people of several cohorts who are one person, as far as seen; None of a cohort on its own."""
 
     def rows(self, *splits: str) -> np.ndarray:
         """Rows of the store that belong to any of the splits."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from brainage.config import AugmentConfig, Experiment, LossConfig
+from brainage.config import AugmentConfig, DataConfig, Experiment, LossConfig
 from brainage.data.table import PERSON, SPLITS
 from brainage.downstream.results import EXTERNAL
 from brainage.losses.names import CONTRASTIVE_NAMES
@@ -60,7 +60,7 @@ SOURCES = {
     "held out": "The cohort was held out whole.",
     "official": "People are in the splits that the cohort came with.",
     "file": "People are in the splits of a file that was given.",
-    "drawn": "People were drawn into splits by who they are.",
+    "drawn": "People were put into splits by a hash of who they are.",
 }
 MOST_SITES_NAMED = 6
 
@@ -159,17 +159,29 @@ def _split(run: RunFolder) -> str:
         return ""
     people = run.table.drop_duplicates([*PERSON, "split"])["split"].value_counts()
     count = {split: int(people.get(split, 0)) for split in SPLITS}
-    said = [_source(str(run.environment.get("split_source") or "")), _external(run.table, count[EXTERNAL])]
+    said = [
+        _source(str(run.environment.get("split_source") or "")),
+        _drawn(run.experiment.data),
+        _external(run.table, count[EXTERNAL]),
+    ]
     learnt = count["train"] + count["val"]
     who = f"{count['val']} of {learnt} training people were" if count["val"] else "Nobody was"
     said.append(f"{who} set apart for validation.")
     return " ".join(filter(None, said))
 
 
+def _drawn(data: DataConfig) -> str:
+    """How a split was drawn, beyond a hash."""
+    told = [f"Drawn splits keep the shares of {', '.join(data.stratify)}."] if data.stratify else []
+    if data.folds:
+        told.append(f"This is fold {data.fold} of {data.folds}, by {data.folds_by}.")
+    return " ".join(told)
+
+
 def _source(source: str) -> str:
     """
-    >>> _source("openbhb official, ixi drawn")
-    'openbhb: People are in the splits that the cohort came with. ixi: People were drawn into splits by who they are.'
+    >>> _source("openbhb official, ixi held out")
+    'openbhb: People are in the splits that the cohort came with. ixi: The cohort was held out whole.'
     """
     if source in SOURCES or not source:
         return SOURCES.get(source, "")
