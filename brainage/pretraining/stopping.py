@@ -1,0 +1,46 @@
+"""Stopping between two batches: the ranks agree that one of them was told to, save, and leave together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+
+from brainage.pretraining.callbacks import Keeper
+from brainage.pretraining.group import _host_group
+from brainage.runtime import console
+from brainage.runtime.signals import Stopped, heard
+
+
+class Stopper(L.Callback):
+    """Looks at the start of each batch, where the step before is validated, journalled and, by the keeper that comes
+    before this callback, perhaps saved. Before the first step there is nothing to save and it only leaves.
+
+    Raises Stopped on all ranks.
+    """
+
+    def __init__(self, keeper: Keeper) -> None:
+        self.keeper = keeper
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        number = highest(heard())
+        if not number:
+            return
+        self.keeper.save(trainer)
+        stopped = Stopped(number, together=True)
+        where = self.keeper.newest.name if self.keeper.newest else "nothing was trained yet"
+        console().print(f"{stopped} after step {trainer.global_step}: {where}", markup=False, soft_wrap=True)
+        raise stopped
+
+
+def highest(number: int) -> int:
+    """The highest of all ranks' numbers, on every rank. The host's own group: no rank waits for a device."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return number
+    told = torch.tensor([number])
+    dist.all_reduce(told, op=dist.ReduceOp.MAX, group=_host_group())
+    return int(told)
