@@ -50,7 +50,7 @@ inspect: $(READY) ## data sheet of a cohort, quality of its scans: EXP= DATA=
 	$(BIN)/brainage inspect $(EXP) $(DATA_ARG) $(ARGS)
 
 split: $(READY) ## write an experiment's split or folds to OUT=: EXP= DATA= ARGS="data.folds=5"
-	$(BIN)/brainage split $(EXP) $(DATA_ARG) --out "$(OUT)" $(ARGS)
+	$(BIN)/brainage split $(EXP) $(DATA_ARG) --out "$(patsubst demo_data/openbhb,splits,$(OUT))" $(ARGS)
 
 pretrain: $(READY) ## pre-train, or continue: EXP= DATA=
 	$(BIN)/brainage pretrain $(EXP) $(DATA_ARG) $(ARGS)

@@ -1,14 +1,18 @@
-"""What tests of several folders share: a simulated OpenBHB cohort on disk, and a finished run."""
+"""What tests of several folders share: a simulated OpenBHB cohort on disk, a finished run, the command line."""
 
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two test processes with two threads each would fight
 
 import pytest
 
+from brainage import cli
+from brainage.runtime import console
 from data_modules.simulated.openbhb import write_openbhb
+from tests.command import Done
 from tests.scans import SimulatedScans, small_experiment
 
 
@@ -29,3 +33,20 @@ def finished(tmp_path_factory):
     experiment = small_experiment(tmp_path_factory.mktemp("finished"))
     data = SimulatedScans(experiment)
     return experiment, data, pretrain(experiment, data)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """`command("prepare", "demo")` runs it in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    console.cache_clear()
+
+    def run(*words) -> Done:
+        monkeypatch.setattr(sys, "argv", ["brainage", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        code = ended.value.code or 0
+        return Done(code, *capsys.readouterr())
+
+    yield run
+    console.cache_clear()
