@@ -198,15 +198,16 @@ def refuse_untrainable(experiment: Experiment, data: ScanSource) -> None:
     """Raise now what training would refuse after hours of preparation: too few scans, a network or views that do not
     fit the samples, a device or precision that this machine does not have."""
     from brainage.augment import check_augment
-    from brainage.data.sampling import StepBatches, scan_weights, share
+    from brainage.data.sampling import StepBatches, scan_weights
     from brainage.pretraining.checkpoint import new_module
+    from brainage.pretraining.group import check_ranks
     from brainage.pretraining.trainer import build_trainer, guard
 
     planned = data.planned()
-    trained, config, trainer = planned[planned["split"] == "train"], experiment.data, experiment.trainer
+    trained, config = planned[planned["split"] == "train"], experiment.data
     weights = scan_weights(trained, balance=config.balance, cohort_weights=config.weights)
     batches = StepBatches(len(trained), config.batch_size, experiment.seed, weights=weights)
-    share(range(batches.batch_size), 0, trainer.devices * trainer.nodes)
+    check_ranks(experiment, batches.batch_size)
     check_augment(experiment.augment, data.contract)
     guard(experiment, data.contract)
     new_module(experiment, data.contract)

@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from brainage.config import Experiment
@@ -44,7 +45,8 @@ def build_trainer(experiment: Experiment, callbacks: list[L.Callback], **options
         deterministic="warn" if trainer.deterministic else None,
         benchmark=not trainer.deterministic,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO(), *([cluster_environment()] if together else [])],
+        # named, so that Lightning does not look for a cluster: one process inside a Slurm job is one process
+        plugins=[AtomicCheckpointIO(), cluster_environment() if together else LightningEnvironment()],
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         enable_checkpointing=False,
