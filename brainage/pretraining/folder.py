@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -22,6 +23,7 @@ from brainage.pretraining.checkpoint import load_checkpoint
 from brainage.runtime import environment, git_state, warn, write_json_atomic
 
 FINISHED = "finished.json"
+COMMAND = "BRAINAGE_COMMAND"  # what the person typed, for processes that another one started
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,14 @@ def write_inputs(folder: Path, experiment: Experiment, data: ScanSource) -> None
         write_table(quality, folder / "quality.parquet")
     write_json_atomic(folder / "contract.json", data.contract.to_dict())
     split = {"split_hash": data.split_hash, "split_source": data.split_source}
-    found = {**environment(), "git": git_state(), **split, "command": _command()}
+    found = {**environment(), "git": git_state(), **split, "command": command_line()}
     write_json_atomic(folder / "environment.json", found)
 
 
-def _command() -> str:
-    """The command line that started this process, or nothing where brainage is used as a library."""
+def command_line() -> str:
+    """The command line that started this training, or nothing where brainage is used as a library."""
+    if COMMAND in os.environ:
+        return os.environ[COMMAND]
     return shlex.join(["brainage", *sys.argv[1:]]) if Path(sys.argv[0]).name == "brainage" else ""
 
 

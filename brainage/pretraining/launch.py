@@ -26,6 +26,7 @@ import brainage.errors
 from brainage.config import Experiment, run_folder, save_experiment
 from brainage.data.source import ScanSource
 from brainage.errors import BrainageError, ConfigError
+from brainage.pretraining.folder import COMMAND, command_line
 from brainage.runtime.ranks import rank
 
 ENTRY = ("-m", "brainage.cli", "train-rank")  # followed by the experiment's file and the options of `as_rank`
@@ -46,6 +47,7 @@ def launch(experiment: Experiment, *, label: str, parent: Path | None) -> None:
     with tempfile.TemporaryDirectory(prefix=".launch_", dir=runs) as folder:  # where the other machines can read it
         scratch = Path(folder)
         save_experiment(experiment, scratch / "config.yaml")
+        os.environ[COMMAND] = command_line()
         words = [*ENTRY, str(scratch / "config.yaml"), "--label", label, "--errors", folder]
         words += ["--parent", str(parent)] if parent else []
         lost = _with_srun(experiment, words) if experiment.trainer.nodes > 1 else _with_torch(experiment, words, folder)

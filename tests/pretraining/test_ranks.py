@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from brainage.config import run_folder
+from brainage.cli import app
+from brainage.config import load_experiment, run_folder, save_experiment
 from brainage.errors import ConfigError, TrainingStopped
 from brainage.pretraining import launch
 from brainage.pretraining.checkpoint import checkpoints, load_module
@@ -82,7 +84,7 @@ def test_a_run_that_the_first_rank_stops_stops_on_all_and_is_said_by_one(tmp_pat
 
 
 def train_with_dropout(rank: int, ranks: int, runs: Path) -> tuple[Path, list[float]]:
-    experiment = small_experiment(runs, "encoder.dropout=0.5", f"trainer.devices={ranks}", "trainer.epochs=1")
+    experiment = small_experiment(runs, "encoder.dropout=0.5", "data.batch_size=4", f"trainer.devices={ranks}")
     folder = pretrain(experiment, SimulatedScans(experiment)).folder
     return folder, torch.rand(3).tolist()  # the last step's numbers, of which as many were drawn on each rank
 
@@ -174,3 +176,17 @@ def test_devices_are_no_part_of_the_training_where_batchnorm_is_synchronised(tmp
     own = folder("trainer.sync_batchnorm=false")
     assert own != folder()
     assert own != folder("trainer.sync_batchnorm=false", "trainer.devices=2")
+
+
+def test_the_hidden_command_opens_the_cohort_of_the_file_it_is_given(tmp_path, monkeypatch, simulated):
+    overrides = [f"data.root={simulated}", "data.modality=vbm_roi", "encoder.name=mlp", f"runs={tmp_path / 'runs'}"]
+    save_experiment(load_experiment("openbhb_exp", overrides), tmp_path / "config.yaml")
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        launch, "as_rank", lambda experiment, open_data, **options: given.update(data=open_data(), **options)
+    )
+    words = ["--label", "l1-seed0", "--errors", str(tmp_path), "--parent", str(tmp_path)]
+    result = CliRunner().invoke(app, [launch.ENTRY[2], str(tmp_path / "config.yaml"), *words])
+    assert result.exit_code == 0, result.output
+    assert given["data"].config.modality == "vbm_roi"
+    assert (given["label"], given["errors"], given["parent"]) == ("l1-seed0", tmp_path, tmp_path)
