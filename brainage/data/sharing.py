@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from torch.utils.data import Sampler
 
-from brainage.data.sampling import share
+from brainage.data.sampling import StepBatches, share
 
 
 class Shares(Sampler[list[int]]):
@@ -19,7 +19,9 @@ class Shares(Sampler[list[int]]):
     [[[5, 1], [2]], [[4], []]]
     """
 
-    def __init__(self, batches: Collection[Sequence[int]], rank: int, ranks: int, *, may_be_none: bool = False) -> None:
+    def __init__(
+        self, batches: StepBatches | Sequence[Sequence[int]], rank: int, ranks: int, *, may_be_none: bool = False
+    ) -> None:
         self.batches = batches
         self.rank = rank
         self.ranks = ranks
