@@ -44,6 +44,8 @@ def main() -> None:
     try:
         app()
     except BrainageError as error:
+        if hasattr(error, "__notes__"):  # of another rank, which has said it
+            sys.exit(2)
         _refuse(str(error))
     except OSError as error:
         if error.errno not in MENDABLE:
@@ -159,7 +161,8 @@ def inspect(exp: Exp, overrides: Overrides = None, data: Root = "", limit: Limit
 @app.command()
 def pretrain(exp: Exp, overrides: Overrides = None, data: Root = "", limit: Limit = 0, dry_run: DryRun = False) -> None:
     """Prepare, pre-train (or continue, or find finished); evaluates too when evaluate.after_training is true."""
-    from brainage.stages import evaluate_stage, prepare_stage, pretrain_stage, print_plan, refuse_untrainable
+    from brainage.runtime.ranks import launched
+    from brainage.stages import evaluate_stage, prepare_together, pretrain_stage, print_plan, refuse_untrainable
 
     experiment = _experiment(exp, overrides, data, limit)
     cohort = _cohort(experiment)
@@ -167,9 +170,9 @@ def pretrain(exp: Exp, overrides: Overrides = None, data: Root = "", limit: Limi
     print_plan(experiment, cohort, network=dry_run)
     if dry_run:
         return
-    prepare_stage(cohort)
+    prepare_together(experiment, cohort)
     run = pretrain_stage(experiment, cohort)
-    if experiment.trainer.fast_dev_run:
+    if experiment.trainer.fast_dev_run or launched():  # processes that srun or torchrun started have done their part
         return
     if experiment.evaluate.after_training:
         evaluate_stage(experiment, cohort, run)
@@ -193,8 +196,12 @@ def evaluate(run: Run, overrides: Overrides = None, data: Root = "", dry_run: Dr
 
     Overrides may change data.root, evaluate.* and other keys that leave the training as it is.
     """
+    from brainage.errors import ConfigError
+    from brainage.runtime.ranks import launched
     from brainage.stages import evaluate_stage, finished_run, prepare_stage, print_plan, run_experiment
 
+    if launched():
+        raise ConfigError("evaluate: expected one process, found several started by srun or torchrun; start it alone")
     experiment = run_experiment(finished_run(run).folder, _with_root(overrides, data))
     cohort = _cohort(experiment)
     print_plan(experiment, cohort, network=dry_run)

@@ -122,6 +122,14 @@ def prepare_stage(data: ScanSource) -> None:
         )
 
 
+def prepare_together(experiment: Experiment, data: ScanSource) -> None:
+    """Prepare; of several processes the first one, before the others open what is there."""
+    from brainage.pretraining.group import first_prepares, join
+
+    join(experiment)
+    first_prepares(data, prepare_stage)
+
+
 def split_stage(data: Any, out: Path) -> None:
     """Write split.tsv, or every fold with an index, to a folder."""
     from brainage.data.folds import write_folds

@@ -46,19 +46,23 @@ def test_a_warning_is_one_line_on_stderr_however_long_the_message(capsys):
     assert captured.err.startswith("warning: scan /data/sub-01 [T1w] is damaged and more")
 
 
-@pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
-def test_only_rank_zero_speaks(variable, monkeypatch, capsys):
-    monkeypatch.setenv(variable, "1")
+@pytest.mark.parametrize(
+    "started",
+    [
+        {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+        {"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1"},
+    ],
+    ids=["torchrun", "srun"],
+)
+def test_only_the_first_rank_speaks(started, monkeypatch, capsys):
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    runtime.console.cache_clear()
     runtime.warn("from rank 1")
     runtime.print_panel("panel", {"people": 12})
     captured = capsys.readouterr()
+    runtime.console.cache_clear()
     assert (captured.out, captured.err) == ("", "")
-
-
-def test_global_rank_decides_before_the_local_one(monkeypatch):
-    monkeypatch.setenv("RANK", "4")
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    assert not runtime.is_rank_zero()
 
 
 def test_a_panel_is_plain_lines_where_there_is_no_terminal(capsys):

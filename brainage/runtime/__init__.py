@@ -5,7 +5,7 @@ files        atomic writes                               environment  versions, 
 precision    the guard against wrong low-precision convolutions
 """
 
-from brainage.runtime.console import Stages, console, is_rank_zero, print_panel, warn
+from brainage.runtime.console import Stages, console, print_panel, warn
 from brainage.runtime.device import allowed_cores, choose_device, seed_everything, set_threads
 from brainage.runtime.environment import available_memory_gib, environment, git_state, peak_memory_gib
 from brainage.runtime.files import write_json_atomic
@@ -21,7 +21,6 @@ __all__ = [
     "environment",
     "git_state",
     "guard_precision",
-    "is_rank_zero",
     "peak_memory_gib",
     "print_panel",
     "seed_everything",

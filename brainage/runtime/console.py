@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,27 +13,18 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-# The same order as Lightning's: torchrun sets RANK, Lightning's own launcher LOCAL_RANK, srun SLURM_PROCID.
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-
-
-def is_rank_zero() -> bool:
-    """Whether this process speaks, and writes the run folder, for all processes of the run."""
-    for name in RANK_VARIABLES:
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name]) == 0
-    return True
+from brainage.runtime.ranks import is_first
 
 
 @functools.cache
 def console(stderr: bool = False) -> Console:
     """The console of results (stdout) or of warnings (stderr); silent on every rank but zero."""
-    return Console(stderr=stderr, highlight=False, quiet=not is_rank_zero())
+    return Console(stderr=stderr, highlight=False, quiet=not is_first())
 
 
 def warn(message: str) -> None:
     """One line on stderr. Never wrapped, so that a log file can be searched for it."""
-    if is_rank_zero():
+    if is_first():
         line = Text.assemble(("warning: ", "yellow"), " ".join(message.split()))
         console(stderr=True).print(line, soft_wrap=True)
 

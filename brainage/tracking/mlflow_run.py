@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brainage.errors import ConfigError
-from brainage.runtime.console import console, is_rank_zero, warn
+from brainage.runtime.console import console, warn
+from brainage.runtime.ranks import is_first
 from brainage.tracking.courier import BusyError, Courier, Delivered, read_state
 from brainage.tracking.journal import JOURNAL, MetricJournal
 from brainage.tracking.lines import LineFile
@@ -71,7 +72,7 @@ class MlflowRun:
     def __init__(self, run_folder: Path, tracking: TrackingConfig) -> None:
         self.run_folder = Path(run_folder)
         self.tracking = tracking
-        self.enabled = tracking.enabled and is_rank_zero()
+        self.enabled = tracking.enabled and is_first()
         self._process = os.getpid()
         self._stop = threading.Event()
         self._all_sent = False
