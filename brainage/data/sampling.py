@@ -182,11 +182,11 @@ def scan_weights(
 ) -> np.ndarray | None:
     """float64 [n], summing to 1: how often each scan (row) of the train split is drawn; None where all count alike.
 
-    `balance`: age bins of 5 years, sites (of a cohort each; scans without a site are one) or cohorts share the draws
-    equally, and the scans of one alike. `cohort_weights`: shares of the cohorts, of any sum; a `balance` by age or site
-    then holds within each cohort. A bin of very few scans is drawn whole in nearly every batch: its few people may be
-    learnt by heart. Raises ConfigError on an unknown balance or cohort, a cohort without a weight, weights that are no
-    shares, and balance=cohort beside weights.
+    `balance`: age bins of 5 years (scans without an age are one), sites (of a cohort each; scans without a site are
+    one) or cohorts share the draws equally, and the scans of one alike. `cohort_weights`: shares of the cohorts, of any
+    sum; a `balance` by age or site then holds within each cohort. A bin of very few scans is drawn whole in nearly every batch:
+    its few people may be learnt by heart. Raises ConfigError on an unknown balance or cohort, a cohort without a
+    weight, weights that are no shares, and balance=cohort beside weights.
 
     >>> table = pd.DataFrame({"cohort": ["a", "a", "a", "b"], "age_years": [20, 21, 62, 62.5]})
     >>> scan_weights(table, balance="age").tolist()
@@ -218,7 +218,7 @@ def _strata(
     cohorts = table["cohort"].astype(object)
     group = pd.Series("", index=table.index)
     if balance == "age":
-        group = table["age_years"] // AGE_BIN_YEARS
+        group = (table["age_years"] // AGE_BIN_YEARS).fillna(-1)  # scans of unknown age are a bin of their own
     elif balance == "site":
         group = cohorts + "/" + table["site"].astype(object).fillna("")
     elif balance == "cohort":

@@ -230,6 +230,15 @@ def test_without_a_wish_all_scans_count_alike():
     assert scan_strata(cohorts(a=5)) is None
 
 
+def test_scans_without_an_age_are_a_bin_of_their_own():
+    table = pd.DataFrame({"cohort": ["a"] * 3 + ["b"] * 2, "age_years": [21.0, np.nan, np.nan, 62.0, 63.0]})
+    assert scan_weights(table, balance="age").round(3).tolist() == [0.333, 0.167, 0.167, 0.167, 0.167]
+    assert scan_strata(table, balance="age").tolist() == [1, 0, 0, 2, 2]
+    weighted = scan_weights(table, balance="age", cohort_weights={"a": 1, "b": 1})
+    assert weighted.tolist() == [0.25, 0.125, 0.125, 0.25, 0.25]
+    assert scan_weights(table[1:3], balance="age").tolist() == [0.5, 0.5]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
