@@ -3,7 +3,7 @@
 A frame of pairs has PAIR_COLUMNS, one row a pair of people of two cohorts: `cohort` comes before `other_cohort` in the
 mixture. `verdict` is `same` (acted upon) or `possible` (listed only). `rule` says what made them one:
 - `id`          equal ids in one name space: IXI012, ADNI 027_S_0074, OASIS-3 OAS30001, or two downloads of one cohort
-                that numbers its people for everybody (`SHARED_IDS`);
+                that numbers its people for everybody (`SHARED_IDS`); only possible where the sexes differ;
 - `elsewhere`   a table says so (column `person_elsewhere`: `cohort/participant_id` or `participant_id`, `;` between);
 - `equal id`    equal ids otherwise, with sex and age agreeing: `same` for ids of ten characters or more, as OpenBHB's
                 are, else only possible, since every BIDS data set has a sub-01;
@@ -35,7 +35,7 @@ STUDIES = {  # studies inside OpenBHB -> cohort (Dufumier et al. 2022)
 MOST_AGE_GAP_YEARS = 1.0  # between equal ids that have nothing else in common
 LONG_ID = 10  # characters of an id that two cohorts do not both have by chance
 _KNOWN_IDS = (
-    (re.compile(r"^(?:ADNI)?(\d{3})S(\d{4})"), "ADNI{0}S{1}"),
+    (re.compile(r"^(?:ADNI)?(\d{3})S(\d{4,5})(?!\d)"), "ADNI{0}S{1}"),
     (re.compile(r"^IXI(\d{1,3})(?!\d)"), "IXI{0:0>3}"),
     (re.compile(r"^(OAS3\d{4})(?!\d)"), "{0}"),
 )
@@ -70,10 +70,13 @@ def pairs_by_id(table: pd.DataFrame, readers: Mapping[str, str]) -> pd.DataFrame
     named = people[people["space"].isin(["known", *SHARED_IDS])]
     alike = _alike(_meet(people, people, ["plain"]))
     long = alike["plain"].str.len() >= LONG_ID
+    equal = _meet(named, named, ["space", "plain"])
+    differ = (equal["sex"] != equal["other_sex"]).fillna(False).to_numpy(bool)
     found = [
-        _meet(named, named, ["space", "plain"]).assign(rule="id", verdict="same"),
+        equal[~differ].assign(rule="id", verdict="same"),
         _elsewhere(people, table, readers).assign(rule="elsewhere", verdict="same"),
         alike.assign(rule="equal id", verdict=np.where(long, "same", "possible")),
+        equal[differ].assign(rule="id", verdict="possible"),  # last: a table may say that they are one all the same
     ]
     return finish_pairs(pd.concat(found, ignore_index=True), people, readers)
 

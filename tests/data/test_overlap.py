@@ -44,6 +44,7 @@ def found(table: pd.DataFrame, **readers: str) -> dict[tuple[str, str], tuple[st
     ("written", "plain"),
     [
         ("027_S_0074", "ADNI027S0074"), ("sub-ADNI027S0074", "ADNI027S0074"), ("027s0074", "ADNI027S0074"),
+        ("027_S_10745", "ADNI027S10745"), ("ADNI027S0074_bl", "ADNI027S0074"),
         ("IXI012-HH-1211", "IXI012"), ("sub-IXI12", "IXI012"), ("ixi012", "IXI012"), ("IXI1234", "IXI1234"),
         ("OAS30001_MR_d0129", "OAS30001"), ("sub-OAS30001", "OAS30001"), ("sub-007", "7"), ("000", "0"),
         ("A-01", "A01"), ("S0074", "S0074"),
@@ -56,12 +57,29 @@ def test_an_id_is_known_in_every_spelling(written, plain):
 
 def test_equal_ids_in_one_name_space_are_one_person():
     people = table(
-        ("adni", "027_S_0074", "M", 70), ("adni", "027_S_0075", "M", 70), ("mine", "ADNI027S0074", "F", 75),
+        ("adni", "027_S_0074", "M", 70), ("adni", "027_S_0075", "M", 70), ("mine", "ADNI027S0074", "M", 75),
         ("mine", "ADNI028S0074", "M", 70),
     )  # fmt: skip
     assert found(people, adni="adni", mine="bids") == {("027_S_0074", "ADNI027S0074"): ("id", "same")}
     pair = pairs_by_id(people, {"adni": "adni", "mine": "bids"}).iloc[0]
-    assert (pair["sexes"], pair["age_gap_years"]) == ("differ", 5)
+    assert (pair["sexes"], pair["age_gap_years"]) == ("equal", 5)
+
+
+def test_known_ids_of_people_whose_sexes_differ_are_only_possible_unless_a_table_says_that_they_are_one():
+    rows = (("adni", "027_S_0074", "M", 70), ("mine", "ADNI027S0074", "F", 75))
+    pair = ("027_S_0074", "ADNI027S0074")
+    people = table(*rows)
+    assert found(people, adni="adni", mine="bids") == {pair: ("id", "possible")}
+    assert pairs_by_id(people, {"adni": "adni", "mine": "bids"}).iloc[0]["sexes"] == "differ"
+    told = table(*rows, person_elsewhere=[None, "adni/027_S_0074"])
+    assert found(told, adni="adni", mine="bids") == {pair: ("elsewhere", "same")}
+    unknown = table(("adni", "027_S_0074", None, 70), ("mine", "ADNI027S0074", "F", 75))
+    assert found(unknown, adni="adni", mine="bids") == {pair: ("id", "same")}
+
+
+def test_ids_of_five_digits_are_not_cut_to_those_of_four():
+    people = table(("adni", "027_S_1074", "M", 70), ("mine", "ADNI027S10745", "M", 70))
+    assert found(people, adni="adni", mine="bids") == {}
 
 
 def test_two_downloads_of_a_cohort_that_numbers_everybody_share_their_people():
