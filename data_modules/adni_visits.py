@@ -81,7 +81,9 @@ def _nearest(scans: pd.DataFrame, known: pd.DataFrame, window_days: float) -> pd
 
 def _same_code(scans: pd.DataFrame, known: pd.DataFrame) -> pd.Series:
     rows = _first_of(known, known["participant_id"] + "/" + known["session_id"])
-    at = (scans["participant_id"] + "/" + scans["code"].mask(scans["code"] == "sc", "bl")).map(rows).astype("float64")
+    screened = scans["code"].eq("sc").fillna(False).astype(bool)  # mask takes a missing code for a true one
+    code = scans["code"].mask(screened, "bl")
+    at = (scans["participant_id"] + "/" + code).map(rows).astype("float64")
     apart = scans["date"].notna() & at.map(known["exam_date"]).notna()
     return at.mask(apart)  # both are dated and further apart than the window
 
@@ -148,7 +150,9 @@ def _canonical(visits: pd.DataFrame, reasons: pd.DataFrame) -> pd.DataFrame:
     since = visits["years"].fillna(passed).fillna(months / 12)
     named = diagnosis_of(visits["diagnosis"])
     at_entry = diagnosis_of(visits["baseline_diagnosis"])
-    entry = (visits["visit"] == "bl") & (named.isna() | (named == at_entry))  # DX_bl speaks of the baseline alone
+    entry = (visits["visit"] == "bl") & (
+        named.isna() | (named == at_entry).fillna(False)
+    )  # DX_bl speaks of the baseline alone
     detail = visits["diagnosis"].where(~entry, visits["baseline_diagnosis"].fillna(visits["diagnosis"]))
     site = visits["site"].str.removesuffix(".0").str.zfill(3)
     table = pd.DataFrame(

@@ -88,7 +88,9 @@ def canonical_rows(sheet: pd.DataFrame, file: Path) -> pd.DataFrame:
         rows["sex"] = sheet["sex"].str.lower().replace({"male": "M", "female": "F"})
     # every person of OpenBHB is a healthy control by inclusion; another word is kept apart, not guessed at
     label = sheet["diagnosis"] if "diagnosis" in sheet else pd.Series("control", index=sheet.index, dtype="string")
-    rows["diagnosis"] = label.mask(label.notna(), "other").mask(label.str.contains("control", case=False), "CN")
+    rows["diagnosis"] = label.mask(label.notna(), "other").mask(
+        label.str.contains("control", case=False).fillna(False).astype(bool), "CN"
+    )
     for name, ours in (("study", "study"), ("acquisition_setting", "acquisition")):
         if name in sheet:
             rows[ours] = sheet[name]

@@ -11,6 +11,7 @@ import pytest
 
 from brainage.errors import ConfigError, DataError
 from data_modules.adni import ADNI
+from data_modules.adni_visits import join_visits, read_visits
 from data_modules.check import assert_cohort
 from data_modules.ixi import IXI
 from data_modules.simulated.adni import write_adni
@@ -366,3 +367,12 @@ def test_prepared_files_of_no_person_and_of_no_visit_are_listed(cohorts, tmp_pat
     assert reasons[0] == "no clinical visit 'm60' of this person, and no date"
     assert reasons[1].startswith("second vbm of this session, after derivatives/")
     assert reasons[2] == "sub-pilot7 is no ADNI subject like sub-ADNI027S0074"
+
+
+def test_a_scan_without_a_visit_code_is_not_taken_for_the_baseline(tmp_path):
+    visits = read_visits(small.write(tmp_path, small.merge(("bl", None, "MCI", "0", "0"))))
+    scans = pd.DataFrame({"participant_id": small.PERSON, "image_id": ["1", "2"], "code": [None, "sc"]}, dtype="string")
+    found = join_visits(scans.assign(date=pd.Series(pd.NaT, index=scans.index)), visits, 91.0)
+    assert found["age_years"].fillna(0).tolist() == [0.0, 71.5]
+    assert found["diagnosis"].tolist() == [pd.NA, "MCI"]
+    assert found["reason"].tolist() == ["no clinical visit '' of this person, and no date", pd.NA]

@@ -12,6 +12,7 @@ from brainage.errors import ConfigError, DataError, LeakageError
 from data_modules import COHORTS
 from data_modules.openbhb import OpenBHB
 from data_modules.openbhb_challenge import Challenge
+from data_modules.openbhb_layout import canonical_rows
 from tests.data_modules import tiny_openbhb as tiny
 
 VOLUMES, REGIONS = ("vbm", "quasiraw"), ("vbm_roi", "desikan", "destrieux")
@@ -323,3 +324,9 @@ def test_a_damaged_template_is_named(tmp_path):
     (root / "resource" / tiny.TEMPLATES["vbm"]).write_bytes(b"torn")
     with pytest.raises(DataError, match=r"gm_TPM.nii.gz: damaged template"):
         OpenBHB(root, "vbm").contract()
+
+
+def test_a_missing_diagnosis_is_not_taken_for_a_control():
+    text = {"participant_id": ["1", "2", "3"], "diagnosis": ["control", None, "asd"], "age": "30", "site": "1"}
+    rows = canonical_rows(pd.DataFrame({**text, "split": "train"}, dtype="string"), Path("participants.tsv"))
+    assert rows["diagnosis"].tolist() == ["CN", pd.NA, "other"]
