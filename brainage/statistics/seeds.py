@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ def seed_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> 
     if n < 2:
         return SeedMean(Interval(mean, np.nan, np.nan), np.nan, np.nan, n)
     sd = float(known.std(ddof=1))
-    error = sd / np.sqrt(n)
+    error = sd / math.sqrt(n)
     half = float(student.ppf(0.5 + level / 2, n - 1)) * error
     p = float(2 * student.sf(abs(mean) / error, n - 1)) if error > 0 else float(mean == 0)
     return SeedMean(Interval(mean, mean - half, mean + half), sd, p, n)

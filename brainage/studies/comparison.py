@@ -151,7 +151,7 @@ def _against_reference(
     found = seed_interval(differences)
     row |= {"difference": found.interval.estimate, "low": found.interval.low, "high": found.interval.high}
     row |= {"p": found.p, "seeds": found.seeds, "lower": f"{int((differences < 0).sum())} of {found.seeds}"}
-    row["note"] = "one seed: nothing is known of the spread over seeds" if found.seeds == 1 else ""
+    row["note"] = "one seed: no spread" if found.seeds == 1 else ""
     task, split, name = metric.split("/")
     if task == "age" and name == MAE:
         row |= _over_people(form, cells, split, arm, model, shared)

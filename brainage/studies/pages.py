@@ -13,7 +13,7 @@ from brainage.data.table import write_atomically
 from brainage.reporting.page import Block, Canvas, Drawn
 from brainage.reporting.style import ACCENT, MUTED
 from brainage.reporting.tables import Cell, Table
-from brainage.studies.comparison import Gathered, arm_name
+from brainage.studies.comparison import NETWORK, Gathered, arm_name
 from brainage.studies.figures import against_size, arms_over_seeds
 from brainage.studies.study import Form
 from brainage.studies.subsets import Subset
@@ -38,10 +38,10 @@ def write_study(folder: Path, form: Form, gathered: Gathered, subsets: dict[str,
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "results.csv", lambda path: gathered.long.to_csv(path, index=False))
     canvas = Canvas(folder)
-    blocks = [Block("text", f"{form.description}. {_counts(form, gathered)}")]
+    blocks = [Block("text", f"{form.description}. {_counts(form, gathered)} {_people(form, gathered.long)}")]
     if gathered.unfinished:
-        lines = "; ".join(f"{name}: {reason}" for name, reason in gathered.unfinished.items())
-        blocks.append(Block("missing", (f"{len(gathered.unfinished)} cells are not in it. {lines}", "brainage study")))
+        again = f"brainage study {form.name.removesuffix('_small')}{' --small' if form.simulate else ''}"
+        blocks.append(Block("missing", (_unfinished(gathered), again)))
     if len(gathered.summary):
         blocks += [canvas.table(summary_table(form, gathered.summary)), Block("text", INTERVALS)]
         blocks.append(Block("figures", _figures(canvas, form, gathered, subsets)))
@@ -81,7 +81,7 @@ def comparison_table(form: Form, comparisons: pd.DataFrame) -> Table:
             "over seeds": _interval(row.low, row.high),
             "p (Holm)": f"{row.p:.3f} ({row.p_holm:.3f})" if np.isfinite(row.p) else "–",
             "over people": _interval(row.people_low, row.people_high),
-            "lower in": row.lower or "–",
+            "lower in": f"{row.lower} seeds" if row.lower else "–",
             "note": row.note,
         }
         for row in comparisons.itertuples()
@@ -148,6 +148,26 @@ def _counts(form: Form, gathered: Gathered) -> str:
         f"{len(form.arms)} arms, {seeds}, {asked - len(gathered.unfinished)} of {asked} networks. "
         f"The reference is {form.reference}."
     )
+
+
+def _people(form: Form, long: pd.DataFrame) -> str:
+    """Who was scored, for each age metric: people, scans and ages, as the reference's results say it."""
+    told = []
+    for metric in form.compare:
+        rows = long[(long["metric"] == metric) & (long["arm"] == form.reference) & (long["model"] == NETWORK)]
+        if metric.startswith("age/") and len(rows):
+            extent = "; ".join(str(rows["note"].iloc[0]).split("; ")[:2])  # scans; ages
+            told.append(f"{metric_name(metric)}: {rows['n'].iloc[0]} people, {extent}.")
+    return " ".join(told)
+
+
+def _unfinished(gathered: Gathered) -> str:
+    """Cells that are not in it, by what they wait for."""
+    by_reason: dict[str, list[str]] = {}
+    for cell, reason in gathered.unfinished.items():
+        by_reason.setdefault(reason, []).append(cell)
+    listed = "; ".join(f"{', '.join(cells)}: {reason}" for reason, cells in by_reason.items())
+    return f"{len(gathered.unfinished)} networks are not in it. {listed}."
 
 
 def _mean_cell(row: pd.Series) -> Cell:

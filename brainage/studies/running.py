@@ -16,6 +16,7 @@ from brainage.data.splits import write_split
 from brainage.errors import BrainageError, ConfigError
 from brainage.runtime import console, warn
 from brainage.runtime.files import write_atomically
+from brainage.runtime.ranks import is_first
 from brainage.stages import prepare_stage, progress_bar
 from brainage.studies.cells import FINISHED_STATE, Cell, cohort_folder, kept_evaluation, state_of
 from brainage.studies.study import Form, SimulatedCohort
@@ -94,6 +95,8 @@ def run_cell(cell: Cell, open_cohort: OpenCohort) -> None:
         write_subset(cell, open_cohort)
     data = open_cohort(cell.experiment)
     run = pretrain(cell.experiment, data, label=cell.name)
+    if not is_first():  # of several processes that trained it together
+        return
     asked = cell.experiment.evaluate
     before = kept_evaluation(cell).get("baselines", [])  # of another study that has this cell too
     baselines = list(dict.fromkeys([*asked.baselines, *before]))

@@ -182,6 +182,7 @@ def test_the_page_and_the_tables_show_what_was_found(ran):
     mean = summary.loc[("l1 (own head)", METRICS[0]), "estimate"]
     assert f"{mean:.2f}" in page
     assert "4 of 6 networks" in page
+    assert "MAE external (years): 10 people, 10 scans; ages " in page
     assert "huge-seed1" in page
     assert len(pd.read_csv(folder / "results.csv")) == len(ran.gathered.long)
     assert r"\toprule" in (folder / "tables" / "comparisons.tex").read_text(encoding="utf-8")
@@ -232,7 +233,7 @@ def test_one_seed_has_a_difference_and_no_interval_over_seeds(scaled):
     assert np.isfinite(row["difference"])
     assert np.isnan(row[["low", "high", "p", "p_holm"]].astype(float)).all()
     assert row["people_low"] <= row["difference"] <= row["people_high"]
-    assert "nothing is known of the spread over seeds" in row["note"]
+    assert row["note"] == "one seed: no spread"
     networks = gathered.summary[gathered.summary["arm"].isin(["people_9", "people_14"])]
     assert networks[["low", "high"]].isna().all(axis=None)
 
