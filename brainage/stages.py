@@ -167,7 +167,7 @@ def shard_stage(data: Any, part: tuple[int, int]) -> None:
 
 def inspect_stage(data: ScanSource) -> Path:
     """Quality of every scan, thumbnails of the flagged ones, and a data sheet, in `<store>.sheet`."""
-    from brainage.imaging.quality import write_quality
+    from brainage.imaging.quality import unjudged, write_quality
     from brainage.reporting.data_sheet import write_data_sheet
     from brainage.reporting.thumbnails import write_thumbnails
 
@@ -177,6 +177,8 @@ def inspect_stage(data: ScanSource) -> Path:
     folder = store.path.with_name(store.path.name + ".sheet")
     page = write_data_sheet(folder, data.table, data.dropped, quality)
     pictures = write_thumbnails(store, quality, folder)
+    for line in unjudged(quality):
+        warn(line)
     flagged = quality["qc_flags"].notna()
     console().print(f"{int(flagged.sum())} of {len(quality)} scans flagged; none is left out but by data.exclude")
     for flag, count in quality.loc[flagged, "qc_flags"].str.split("[;, ]+").explode().value_counts().items():

@@ -22,6 +22,7 @@ from brainage.errors import ConfigError, DataError
 
 MNI152_MM = (182.0, 218.0, 182.0)  # field of view of the common MNI152 grids
 BRAIN_HEIGHT_MM = 150.0  # from the vertex down; below it heads hold face and neck, which differ in how much was scanned
+FIELD_OF_VIEW_MM = (2.0, 2000.0)  # of any head; metres and microns lie far outside
 _FOREGROUND = 0.1  # share of a bright voxel's value above which a voxel counts as tissue
 _FWHM = 2.0 * math.sqrt(2.0 * math.log(2.0))
 
@@ -44,7 +45,8 @@ def load_nifti(path: str | os.PathLike) -> nib.Nifti1Image:
     """One 3D volume as float32 with its stored scaling applied and an affine that tells left from right.
 
     Trailing axes of length 1 are removed. Raises DataError naming the file when it is absent, truncated, holds a value
-    that is not finite, has more than three axes, or its header gives no orientation.
+    that is not finite or one value only, has more than three axes, or its header gives no orientation or no field of
+    view of a head.
     """
     path = Path(path)
     if not path.is_file():
@@ -74,9 +76,12 @@ def _checked_nifti(load: Callable[[], Any], path: str) -> nib.Nifti1Image:
     if values.ndim != 3:
         raise DataError(f"{path}: expected one volume of three axes, found shape {values.shape}")
     _refuse_affine(image, path)
+    _refuse_size(values.shape, image.affine, path)
     wrong = int(values.size - np.isfinite(values).sum())
     if wrong:
         raise DataError(f"{path}: {wrong} of {values.size} voxels are not finite; prepare the volume again")
+    if values.size and values.min() == values.max():
+        raise DataError(f"{path}: every voxel is {values.flat[0]:g}; prepare the volume again")
     return nib.Nifti1Image(values, image.affine)
 
 
@@ -179,6 +184,17 @@ def _refuse_affine(image: nib.Nifti1Image, path: str) -> None:
     affine = image.affine
     if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise DataError(f"{path}: the affine of its header cannot be inverted; convert the scan again")
+
+
+def _refuse_size(shape: tuple[int, ...], affine: np.ndarray, path: str) -> None:
+    """A head in metres or microns would be resampled to a point or to one voxel, without another sign."""
+    edges_mm = np.array(shape[:3]) * np.linalg.norm(affine[:3, :3], axis=0)
+    if not ((edges_mm >= FIELD_OF_VIEW_MM[0]) & (edges_mm <= FIELD_OF_VIEW_MM[1])).all():
+        found = " x ".join(f"{edge:g}" for edge in edges_mm)
+        raise DataError(
+            f"{path}: its header gives a field of view of {found} mm, expected {FIELD_OF_VIEW_MM[0]:g} to "
+            f"{FIELD_OF_VIEW_MM[1]:g} along each axis; is its affine in another unit than mm?"
+        )
 
 
 def _short(error: Exception) -> str:

@@ -26,7 +26,7 @@ import pandas as pd
 from brainage.data.files import read_table, write_table
 from brainage.data.table import KEY, scan_keys
 from brainage.imaging.contract import InputContract
-from brainage.imaging.quality_limits import flags, is_empty
+from brainage.imaging.quality_limits import FEWEST_SCANS, flags, is_empty
 from brainage.imaging.quality_measures import (
     Reference,
     as_float,
@@ -96,6 +96,20 @@ def write_quality(store: Samples, *, on_progress: Progress | None = None) -> pd.
     found = assess_store(store, on_progress=on_progress)
     write_table(found.assign(quality_of=quality_key(store)), Path(store.path) / QUALITY)
     return found
+
+
+def unjudged(quality: pd.DataFrame) -> list[str]:
+    """Lines on the cohorts that are too small for limits of their own: no flag there is not the same as good."""
+    lines = []
+    for cohort, part in quality.groupby("cohort", sort=True):
+        if len(part) < FEWEST_SCANS:
+            lines.append(
+                f"{cohort}: {len(part)} scans are too few for limits of their own ({FEWEST_SCANS} or more): only empty "
+                "and duplicate scans are flagged; look at all of them"
+            )
+        elif part["qc_age_z"].notna().sum() == 0:
+            lines.append(f"{cohort}: fewer than {FEWEST_AGES} people of known age: no age can be called implausible")
+    return lines
 
 
 def read_quality(store: Samples) -> pd.DataFrame | None:

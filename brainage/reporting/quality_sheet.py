@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from brainage.downstream.results import FEWEST_PEOPLE
+from brainage.imaging.quality import unjudged
 from brainage.imaging.quality_limits import PUBLISHED, Limit, computed_limits
 from brainage.reporting.tables import Table
 
@@ -49,8 +50,9 @@ def _note(quality: pd.DataFrame | None) -> str:
     if quality is None:
         return note + " Nothing was computed from the images."
     flagged = int(quality["qc_flags"].notna().sum())
+    small = "".join(f" {line}." for line in unjudged(quality))
     return (
-        f"{note} {flagged} of {len(quality)} scans have a computed flag; computed limits are robust ones of this"
+        f"{note}{small} {flagged} of {len(quality)} scans have a computed flag; computed limits are robust ones of this"
         " cohort. An implausible age can be a wrong table or a patient: look before excluding by it."
     )
 

@@ -126,7 +126,7 @@ def test_stored_scaling_is_applied(tmp_path):
 
 
 def test_a_fourth_axis_of_length_one_is_dropped_and_a_longer_one_refused(tmp_path):
-    assert load_nifti(saved(tmp_path, np.ones((3, 4, 5, 1), np.float32))).shape == (3, 4, 5)
+    assert load_nifti(saved(tmp_path, np.arange(60, dtype=np.float32).reshape(3, 4, 5, 1))).shape == (3, 4, 5)
     with pytest.raises(DataError, match=r"IXI999.nii.gz: expected one volume.*\(3, 4, 5, 2\)"):
         load_nifti(saved(tmp_path, np.ones((3, 4, 5, 2), np.float32)))
 
@@ -243,3 +243,21 @@ def assert_upright(volume: np.ndarray) -> None:
     scores = axis_scores(volume, CONTRACT.affine)
     best = max(scores, key=scores.get)
     assert best in ("x y z", "-x y z"), scores
+
+
+@pytest.mark.parametrize("unit_mm", [1e-3, 1e3], ids=["metres", "microns"])
+def test_an_affine_in_another_unit_is_refused(tmp_path, unit_mm):
+    values = np.random.default_rng(0).random((20, 24, 20), dtype=np.float32)
+    image = nib.Nifti1Image(values, np.diag([8 * unit_mm, 8 * unit_mm, 8 * unit_mm, 1]))
+    image.set_sform(image.affine, code="scanner")
+    nib.save(image, tmp_path / "scan.nii.gz")
+    with pytest.raises(DataError, match=r"scan\.nii\.gz: its header gives a field of view of .* another unit than mm"):
+        load_nifti(tmp_path / "scan.nii.gz")
+
+
+def test_a_constant_volume_is_refused(tmp_path):
+    image = nib.Nifti1Image(np.full((20, 24, 20), 7, np.float32), np.diag([8.0, 8, 8, 1]))
+    image.set_sform(image.affine, code="scanner")
+    nib.save(image, tmp_path / "flat.nii.gz")
+    with pytest.raises(DataError, match=r"flat\.nii\.gz: every voxel is 7"):
+        load_nifti(tmp_path / "flat.nii.gz")

@@ -17,6 +17,7 @@ from brainage.imaging.quality import (
     assess_store,
     quality_key,
     read_quality,
+    unjudged,
     write_quality,
 )
 from brainage.imaging.quality_limits import PUBLISHED, computed_limits
@@ -260,3 +261,12 @@ def test_scores_given_age_and_sex_are_standard_and_take_both_out():
     assert z.std() == pytest.approx(1, abs=0.06)
     assert abs(np.corrcoef(z, male)[0, 1]) < 0.05
     assert abs(z[age > 70].mean()) < 0.15
+
+
+def test_a_cohort_too_small_to_judge_says_so(assessed):
+    assert unjudged(assessed) == []
+    few = pd.concat([assessed.assign(cohort="big"), assessed.iloc[:5].assign(cohort="small")])
+    (line,) = unjudged(few)
+    assert line.startswith("small: 5 scans are too few for limits of their own (20 or more)")
+    (line,) = unjudged(assessed.assign(qc_age_z=np.nan))
+    assert "no age can be called implausible" in line
