@@ -184,9 +184,9 @@ def scan_weights(
 
     `balance`: age bins of 5 years (scans without an age are one), sites (of a cohort each; scans without a site are
     one) or cohorts share the draws equally, and the scans of one alike. `cohort_weights`: shares of the cohorts, of any
-    sum; a `balance` by age or site then holds within each cohort. A bin of very few scans is drawn whole in nearly every batch:
-    its few people may be learnt by heart. Raises ConfigError on an unknown balance or cohort, a cohort without a
-    weight, weights that are no shares, and balance=cohort beside weights.
+    sum; a `balance` by age or site then holds within each cohort. A bin of very few scans is drawn whole in nearly
+    every batch: its few people may be learnt by heart. Raises ConfigError on an unknown balance or cohort, a cohort
+    without a weight, weights that are no shares, and balance=cohort beside weights.
 
     >>> table = pd.DataFrame({"cohort": ["a", "a", "a", "b"], "age_years": [20, 21, 62, 62.5]})
     >>> scan_weights(table, balance="age").tolist()
