@@ -28,7 +28,7 @@ class DataConfig:
     spacing_mm: float = 0.0  # voxel size of the model grid for cohorts read as NIfTI; 0: the cohort's own grid
     options: dict[str, Any] = field(default_factory=dict)  # what only this cohort's reader knows; it lists them
     members: dict[str, MemberConfig] = field(default_factory=dict)  # mixture: name -> cohort
-    overlap: Literal["refuse", "warn", "drop"] = "refuse"  # mixture: one person in two cohorts; drop keeps the first
+    overlap: Literal["refuse", "warn", "drop"] = "refuse"  # one person in two cohorts, or two with the same samples
     exclude: list[str] = field(default_factory=list)  # rules like "qc_pass == 0"; matching scans are listed, left out
     mask: str = ""  # NIfTI file: store only the voxels above mask_threshold; empty: whole volumes
     mask_threshold: float = 0.0

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from brainage.config import DataConfig, nearest
 from brainage.data.array_store import ArrayStore
+from brainage.data.copies import leave_out_copies
 from brainage.data.exclusion import exclude, parse_rule
 from brainage.data.joined import JoinedStore, join_tables
 from brainage.data.masking import load_mask
@@ -288,8 +289,6 @@ class CohortDataModule(L.LightningDataModule):
 
     def _view(self, prepared: Mapping[int, ArrayStore]) -> ArrayStore:
         """The one store, or those of a mixture as one, without the scans that are left out."""
-        if self.overlaps is None and not self.rules:
-            return prepared[0]
         members, stores = [self.members[place] for place in prepared], list(prepared.values())
         tables = [member.named(store.table) for member, store in zip(members, stores, strict=True)]
         if self.overlaps is not None:
@@ -298,6 +297,11 @@ class CohortDataModule(L.LightningDataModule):
             tables = [add_groups(table, self.overlaps.groups) for table in tables]
         qualities = [partial(_quality, member, store) for member, store in zip(members, stores, strict=True)]
         reasons = [self._left_out(table, quality) for table, quality in zip(tables, qualities, strict=True)]
+        reasons, copies = leave_out_copies(tables, reasons, self.split, self.config.overlap)
+        if copies:
+            warn(copies)
+        if self.overlaps is None and not self.rules and not any(why.notna().any() for why in reasons):
+            return stores[0]
         self._remark(tables, qualities)
         unused = [table.assign(reason=why)[why.notna()] for table, why in zip(tables, reasons, strict=True)]
         lost = [member.named(store.dropped) for member, store in zip(members, stores, strict=True)]
