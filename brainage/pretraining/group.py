@@ -115,6 +115,15 @@ def agree(action: Callable[[], _T]) -> _T:
     return told[0]
 
 
+def highest(number: int) -> int:
+    """The highest of all ranks' numbers, on every rank. All ranks must call this at the same place."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return number
+    told = torch.tensor([number])
+    dist.all_reduce(told, op=dist.ReduceOp.MAX, group=_host_group())
+    return int(told)
+
+
 def first_prepares(data: ScanSource, prepare: Callable[[ScanSource], Any]) -> None:
     """Fill or open the store: the first rank before all others, then the first of each machine, then the rest.
 

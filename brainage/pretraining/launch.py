@@ -28,6 +28,7 @@ from brainage.data.source import ScanSource
 from brainage.errors import BrainageError, ConfigError
 from brainage.pretraining.folder import COMMAND, command_line
 from brainage.runtime.ranks import rank
+from brainage.runtime.signals import CODES, Stopped, heed
 
 ENTRY = ("-m", "brainage.cli", "train-rank")  # followed by the experiment's file and the options of `as_rank`
 _ENDED_BY_US = {signal.SIGTERM, signal.SIGINT}
@@ -61,8 +62,11 @@ def as_rank(
     """What a started process does: train, or leave the reason in `errors` and exit with code 1."""
     from brainage.pretraining.run import pretrain
 
+    heed()
     try:
         pretrain(experiment, open_data(), label=label, parent=parent)
+    except Stopped:
+        raise
     except BaseException as error:
         reason = {
             "time": time.time(),
@@ -86,6 +90,7 @@ def _with_torch(experiment: Experiment, words: list[str], folder: str) -> dict[i
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the reason is told once, by us
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "60")  # after a signal ranks save and MLflow is closed
     settings = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=experiment.trainer.devices, max_restarts=0,
         rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost", run_id=Path(folder).name,
@@ -99,7 +104,7 @@ def _with_torch(experiment: Experiment, words: list[str], folder: str) -> dict[i
         except SignalException as stopped:  # the launcher has passed it on to the ranks and waited for them
             if stopped.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from None
-            sys.exit(128 + int(stopped.sigval))
+            raise Stopped(int(stopped.sigval)) from None
     return None
 
 
@@ -113,14 +118,15 @@ def _with_srun(experiment: Experiment, words: list[str]) -> dict[int, int] | Non
         )
     tasks = [f"--nodes={trainer.nodes}", f"--ntasks-per-node={trainer.devices}", "--kill-on-bad-exit=1"]
     code = subprocess.run(["srun", *tasks, sys.executable, *words], check=False).returncode
-    return {} if code else None
+    return None if code == 0 else {0: code} if code in CODES else {}
 
 
-def _first_reason(folder: Path, lost: dict[int, int]) -> Exception:
+def _first_reason(folder: Path, lost: dict[int, int]) -> BaseException:
     """The error that ended the training: a rank's own words, before those of ranks that only missed another one."""
     reasons = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("rank*.json")]
     reasons.sort(key=lambda reason: reason["time"])
-    killed = {number: -code for number, code in lost.items() if code < 0 and -code not in _ENDED_BY_US}
+    told = [CODES.get(code, -code) for code in lost.values() if code in CODES or -code in CODES.values()]
+    killed = {number: -code for number, code in lost.items() if code < 0 and -code not in {*_ENDED_BY_US, *told}}
     for reason in reasons:
         kind = getattr(brainage.errors, reason["kind"], None)
         if isinstance(kind, type) and issubclass(kind, BrainageError):
@@ -131,6 +137,8 @@ def _first_reason(folder: Path, lost: dict[int, int]) -> Exception:
             f"rank {number} was killed ({signal.Signals(code).name}) and the others were ended; where memory ran out "
             "lower data.batch_size or trainer.chunk_samples. The same command continues from the last checkpoint"
         )
+    if told and not reasons:
+        return Stopped(min(told))  # SIGUSR1 before SIGTERM, with which the launcher ends those that are left
     if reasons:
         return RuntimeError(f"rank {reasons[0]['rank']} failed:\n{reasons[0]['traceback']}")
     codes = ", ".join(f"rank {number}: exit code {code}" for number, code in sorted(lost.items()))

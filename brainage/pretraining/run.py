@@ -40,10 +40,12 @@ from brainage.pretraining.health import HealthWatch
 from brainage.pretraining.launch import launch
 from brainage.pretraining.module import PretrainingModule
 from brainage.pretraining.plan import memory_gib, several_devices
+from brainage.pretraining.stopping import Stopper
 from brainage.pretraining.supervised import SupervisedModule
 from brainage.pretraining.trainer import build_trainer, guard
 from brainage.runtime import choose_device, git_state, print_panel, seed_everything, warn, write_json_atomic
 from brainage.runtime.ranks import is_first, launched
+from brainage.runtime.signals import Stopped, noted
 from brainage.tracking import MetricJournal, MlflowRun, start_mlflow_run
 
 
@@ -54,7 +56,8 @@ def pretrain(
 
     `parent` is the folder of the run that this network is compared with; MLflow shows it below that one.
     Raises TrainingStopped when the run collapsed, turned NaN or stalled, CheckpointError when the folder holds another
-    run, ConfigError when another process is training it or the device cannot do what is asked.
+    run, ConfigError when another process is training it or the device cannot do what is asked, Stopped (an exit with
+    code 128 + signal) after SIGTERM or SIGUSR1, behind a checkpoint of the step that was under way.
     """
     check_ranks(experiment, int((data.planned()["split"] == "train").sum()))
     if wanted_ranks(experiment) > 1 and not launched():
@@ -65,8 +68,11 @@ def pretrain(
         if experiment.trainer.fast_dev_run:
             return _fast_dev_run(experiment, data)
         return _train_if_missing(experiment, data, label, parent)
-    except BaseException:
-        leave()
+    except BaseException as error:
+        if isinstance(error, Stopped) and error.together:
+            agree(lambda: None)  # srun ends the others with the first that leaves: the one that closes MLflow stays
+        else:
+            leave()
         raise
 
 
@@ -105,8 +111,9 @@ def _train_if_missing(experiment: Experiment, data: ScanSource, label: str, pare
         if finished := agree(hold):
             return finished
         start = time.perf_counter()
-        checkpoint = _train(folder, experiment, data, label, parent)
-        return agree(lambda: write_finished(folder, checkpoint, data, time.perf_counter() - start))
+        with noted():
+            checkpoint = _train(folder, experiment, data, label, parent)
+            return agree(lambda: write_finished(folder, checkpoint, data, time.perf_counter() - start))
 
 
 def build_module(experiment: Experiment, data: ScanSource) -> PretrainingModule:
@@ -146,7 +153,12 @@ def _train(folder: Path, experiment: Experiment, data: ScanSource, label: str, p
             folder, _payload(experiment, data), mlflow, recorder, experiment.checkpoint.every_steps,
             experiment.checkpoint.keep,
         )  # fmt: skip
-        watchers: list[L.Callback] = [recorder, health, keeper]  # the step that stops a run is journalled too
+        watchers: list[L.Callback] = [
+            recorder,
+            health,
+            keeper,
+            Stopper(keeper),
+        ]  # a step that stops a run is journalled
         if experiment.trainer.progress:
             watchers.append(watching.ProgressLine(recorder, health, module.total_steps, label))
         trainer = build_trainer(experiment, watchers)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-import torch
-import torch.distributed as dist
 
 from brainage.pretraining.callbacks import Keeper
-from brainage.pretraining.group import _host_group
+from brainage.pretraining.group import highest
 from brainage.runtime import console
 from brainage.runtime.signals import Stopped, heard
 
@@ -35,12 +33,3 @@ class Stopper(L.Callback):
         where = self.keeper.newest.name if self.keeper.newest else "nothing was trained yet"
         console().print(f"{stopped} after step {trainer.global_step}: {where}", markup=False, soft_wrap=True)
         raise stopped
-
-
-def highest(number: int) -> int:
-    """The highest of all ranks' numbers, on every rank. The host's own group: no rank waits for a device."""
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
-        return number
-    told = torch.tensor([number])
-    dist.all_reduce(told, op=dist.ReduceOp.MAX, group=_host_group())
-    return int(told)

@@ -55,8 +55,7 @@ def build_trainer(experiment: Experiment, callbacks: list[L.Callback], **options
         logger=False,
         **options,
     )
-    if together:
-        _leave_signals_alone(built)
+    _leave_signals_alone(built)
     return built
 
 
@@ -77,7 +76,7 @@ def _strategy(experiment: Experiment) -> DDPStrategy:
 
 def _leave_signals_alone(trainer: L.Trainer) -> None:
     """Lightning answers SIGTERM with a collective in the signal handler, where ranks deadlock, and asks the device at
-    each step whether one came, which stalls it. Neither has a switch (2.6)."""
+    each step whether one came, which stalls it. Neither has a switch (2.6). `Stopper` answers signals instead."""
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 

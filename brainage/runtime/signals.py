@@ -11,6 +11,7 @@ torch's launcher passes it on to the ranks, so what comes within ONE_SIGNAL_S co
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
@@ -60,6 +61,8 @@ def heed() -> None:
     if threading.current_thread() is threading.main_thread():
         for number in LISTENED:
             signal.signal(number, _heard)
+        atexit.unregister(_deaf_when_told)
+        atexit.register(_deaf_when_told)
 
 
 def leave_to_parent() -> None:
@@ -94,6 +97,12 @@ def noted() -> Iterator[None]:
             for number, handler in before.items():
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
             _ear.number = 0
+
+
+def _deaf_when_told() -> None:
+    """On its way out Python restores the defaults; srun's SIGTERM to ranks that are slower would change their code."""
+    if _ear.number and threading.current_thread() is threading.main_thread():
+        leave_to_parent()
 
 
 def _heard(number: int, frame: Any) -> None:

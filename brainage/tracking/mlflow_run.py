@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from brainage.errors import ConfigError
 from brainage.runtime.console import console, warn
 from brainage.runtime.ranks import is_first
+from brainage.runtime.signals import Stopped
 from brainage.tracking.courier import BusyError, Courier, Delivered, read_state
 from brainage.tracking.journal import JOURNAL, MetricJournal
 from brainage.tracking.lines import LineFile
 from brainage.tracking.outbox import OUTBOX, is_aggregate, read_target
-from brainage.tracking.store import SQLITE, absolute_uri
+from brainage.tracking.store import SQLITE, absolute_uri, is_kept_for_later
 
 if TYPE_CHECKING:
     from brainage.config import TrackingConfig
@@ -67,7 +68,8 @@ def start_mlflow_run(
 
 
 class MlflowRun:
-    """Use `start_mlflow_run`. Close it, or use `with` (which marks a run that raises FAILED or KILLED)."""
+    """Use `start_mlflow_run`. Close it, or use `with` (which marks a run that raises FAILED or KILLED, and leaves one
+    running that stops before a time limit and continues)."""
 
     def __init__(self, run_folder: Path, tracking: TrackingConfig) -> None:
         self.run_folder = Path(run_folder)
@@ -155,8 +157,8 @@ class MlflowRun:
     def __enter__(self) -> MlflowRun:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        if kind is not None and not (isinstance(error, Stopped) and error.continues):
             self.finish("FAILED" if issubclass(kind, Exception) else "KILLED")
         self.close()
 
@@ -180,6 +182,8 @@ class MlflowRun:
         return [file.relative_to(folder) for file in found]
 
     def _start(self) -> None:
+        if is_kept_for_later(self.tracking.uri):
+            return
         self._thread = threading.Thread(target=self._work, name="mlflow-sender", daemon=True)
         self._thread.start()
         atexit.register(self.close)

@@ -45,6 +45,12 @@ def absolute_uri(uri: str) -> str:
     return uri.rstrip("/")
 
 
+def is_kept_for_later(uri: str) -> bool:
+    """Whether a process only writes down what the store shall have: the members of a job array would share one sqlite
+    file, which on a network disk breaks it. `brainage sync` delivers their runs, one process after the array."""
+    return uri.startswith(SQLITE) and "SLURM_ARRAY_TASK_ID" in os.environ
+
+
 def reach(uri: str, timeout_s: float = PROBE_S) -> None:
     """Raise ConnectionError, with the reason, unless the store can be used; never takes longer than `timeout_s`.
 
