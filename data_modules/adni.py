@@ -31,7 +31,8 @@ from brainage.errors import DataError
 from data_modules.adni_tables import PTID, visit_code
 from data_modules.adni_visits import join_visits, read_visits
 from data_modules.loni import describe_images, find_images, read_search, without_file
-from data_modules.loni_reader import LoniReader, loni_session_dates
+from data_modules.loni_reader import LoniReader
+from data_modules.sheet_dates import label_dates
 from data_modules.volumes import NATIVE
 
 EXTRA_COLUMNS = ("diagnosis_detail", "mci_outcome", "mmse", "cdr", "cdr_sum", "apoe4", "education_years", "field_tesla",
@@ -132,7 +133,7 @@ class ADNI(LoniReader):
         files = self.prepared_files()
         parts = files["label"].str.extract(_LABEL)
         files["participant_id"] = parts[0] + "_S_" + parts[1]
-        files["date"] = loni_session_dates(files["session"])
+        files["date"] = label_dates(files["session"])
         files["code"] = files["session"].map(visit_code).where(files["date"].isna()).astype("string")
         nobody = files["participant_id"].isna()
         words = "sub-" + files["label"] + " is no ADNI subject like sub-ADNI027S0074"

@@ -18,7 +18,8 @@ import pandas as pd
 
 from brainage.errors import DataError
 from data_modules.loni import image_ids
-from data_modules.sheets import columns, dates, find_sheets, header, numbers, read_sheet, refuse_months, sexes, years
+from data_modules.sheet_dates import dates
+from data_modules.sheets import columns, find_sheets, header, numbers, read_sheet, refuse_months, sexes, years
 
 COLUMNS = {
     "rid": ("RID",),
@@ -168,7 +169,7 @@ def _rows(file: Path, wanted: list[str], *, by_visit: bool = True) -> pd.DataFra
 
 def _read_cells(name: str, cell: pd.Series, found: dict[str, str], file: Path) -> pd.Series:
     if name in DATES:
-        return dates(cell)
+        return dates(cell, file)
     if name == "field":
         return numbers(cell.str.extract(r"([\d.,]+)", expand=False))
     if name in NUMBERS:

@@ -12,7 +12,8 @@ import pandas as pd
 from brainage.errors import DataError
 from data_modules.bids_files import COLUMNS, list_files
 from data_modules.bids_options import AUTO, Options
-from data_modules.sheets import dates, read_sheet
+from data_modules.sheet_dates import NO_YEAR, dates
+from data_modules.sheets import read_sheet
 from data_modules.volumes import NATIVE
 
 # modality -> what its names hold, the first form of which there is a file; values as in data.options, datatype apart
@@ -120,7 +121,7 @@ def _scan_time(root: Path, person: str, session: str) -> pd.Timestamp:
     if not {"filename", "acq_time"} <= set(sheet):
         return pd.NaT
     anatomical = sheet["filename"].str.startswith("anat/").fillna(False)
-    times = dates(sheet["acq_time"])
+    times = dates(sheet["acq_time"], file, placeholders=NO_YEAR)
     return times[anatomical].min() if times[anatomical].notna().any() else times.min()
 
 

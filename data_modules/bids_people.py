@@ -17,7 +17,8 @@ import pandas as pd
 from brainage.config import nearest
 from brainage.errors import DataError
 from data_modules.bids_options import Options
-from data_modules.sheets import columns, dates, numbers, read_sheet, refuse_months, sexes, years
+from data_modules.sheet_dates import NO_YEAR, dates
+from data_modules.sheets import columns, numbers, read_sheet, refuse_months, sexes, years
 
 SPELLINGS = {
     "participant_id": ("participant_id", "subject_id", "participant", "subject", "mrid", "ptid", "id"),
@@ -177,7 +178,7 @@ class _Reading:
             facts["sex"] = self._sexes(sheet[names["sex"]], file)
         if "diagnosis" in names:
             facts["diagnosis"], facts["diagnosis_detail"] = self._diagnoses(sheet[names["diagnosis"]], file)
-        facts["acq_time"] = dates(facts["acq_time"])
+        facts["acq_time"] = dates(facts["acq_time"], file, placeholders=NO_YEAR)
         facts["visit_years"] = numbers(facts["visit_years"])
         there = os.path.relpath(file, self.root).replace(os.sep, "/")
         rows = [f"{there}#{row}" for row in sheet.index]

@@ -18,7 +18,8 @@ import pandas as pd
 from brainage.data.table import DROPPED_COLUMNS, CohortTable, finish_table
 from brainage.errors import DataError
 from data_modules.loni import describe_images, find_images, read_search, without_file
-from data_modules.loni_reader import LoniReader, loni_session_dates
+from data_modules.loni_reader import LoniReader
+from data_modules.sheet_dates import label_dates
 from data_modules.volumes import NATIVE
 
 HEALTHY = ("control", "controls", "normal", "healthy", "healthy control", "cn", "hc", "nc")
@@ -103,7 +104,7 @@ class ICBM(LoniReader):
         said = search[search["disputed"].isna()].drop(columns="image_id").sort_values(["participant_id", "date"])
         said = said.drop_duplicates(["participant_id", "date"])
         only = said[~said["participant_id"].duplicated(keep=False)].set_index("participant_id")["date"]
-        files["date"] = loni_session_dates(files["session"]).fillna(files["participant_id"].map(only))
+        files["date"] = label_dates(files["session"]).fillna(files["participant_id"].map(only))
         scans = files.merge(said, on=["participant_id", "date"], how="left", indicator="said")
         scans["in_search"] = scans["said"] == "both"
         unknown = ~scans["in_search"] & scans["participant_id"].isin(people.values())

@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from brainage.data.table import DROPPED_COLUMNS
-from data_modules.sheets import columns, dates, find_sheets, header, numbers, read_sheet, refuse_months, sexes, years
+from data_modules.sheet_dates import dates, label_dates
+from data_modules.sheets import columns, find_sheets, header, numbers, read_sheet, refuse_months, sexes, years
 
 SEARCH = {
     "image_id": ("Image Data ID", "Image ID", "image_id", "imageID"),
@@ -108,7 +109,11 @@ def find_images(root: Path, is_person: Callable[[str], bool]) -> tuple[pd.DataFr
                 rows += _image_rows(folder.name, parts, where, files, left_out)
     names = ["participant_id", "image_id", "series", "acquired", "shows", "path"]
     images = pd.DataFrame(rows, columns=names, dtype="string")
-    return images.assign(date=dates(images["acquired"].str.slice(0, 10))), _left_out(left_out)
+    images["date"] = label_dates(images["acquired"].str.slice(0, 10))
+    dateless = images[images["date"].isna()]
+    reasons = "folder " + dateless["acquired"] + " is no date"
+    left_out += zip(dateless["participant_id"], dateless["path"], reasons, strict=True)
+    return images[images["date"].notna()].reset_index(drop=True), _left_out(left_out)
 
 
 def describe_images(images: pd.DataFrame, search: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -180,7 +185,9 @@ def _search_frame(sheet: pd.DataFrame, found: dict[str, str], file: Path) -> pd.
     ages, reasons = years(cell["age"])
     refuse_months(ages, file)
     rows = pd.DataFrame({"image_id": image_ids(cell["image_id"]), "participant_id": cell["person"]})
-    rows = rows.assign(date=dates(cell["date"]), age_years=ages, age_reason=reasons, sex=sexes(cell["sex"], file, {}))
+    rows = rows.assign(
+        date=dates(cell["date"], file), age_years=ages, age_reason=reasons, sex=sexes(cell["sex"], file, {})
+    )
     field = cell["field"].str.extract(r"([\d.,]+)", expand=False)
     return rows.assign(field_tesla=numbers(field), **{name: cell[name] for name in TEXT}, file=str(file))
 

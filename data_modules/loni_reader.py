@@ -17,7 +17,6 @@ from data_modules.bids_files import list_files
 from data_modules.loni import one_each
 from data_modules.openbhb_layout import VOLUMES, load_array, stored_grid
 from data_modules.reader import CohortReader
-from data_modules.sheets import dates
 from data_modules.volumes import (
     NATIVE,
     PREPARED,
@@ -124,8 +123,3 @@ class LoniReader(CohortReader):
     @property
     def _template(self) -> Path:
         return self.root / "resource" / VOLUMES[self.modality].template
-
-
-def loni_session_dates(sessions: pd.Series) -> pd.Series:
-    """Dates of session labels like 20110602 or 2011-06-02, NaT for others."""
-    return dates(sessions.where(sessions.str.fullmatch(r"\d{4}-?\d{2}-?\d{2}")).str.replace("-", "", regex=False))

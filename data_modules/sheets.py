@@ -169,25 +169,6 @@ def refuse_months(ages: pd.Series, file: Path) -> None:
         raise DataError(f"{file}: median age is {median:g}: expected years; are these months or days?")
 
 
-def dates(column: pd.Series) -> pd.Series:
-    """datetime64; ISO (2011-03-25), compact (20110325) and LONI's month first (3/25/2011); NaT where unreadable.
-
-    >>> dates(pd.Series(["2011-03-25", "3/25/2011", "20110325", "soon"])).dt.strftime("%d.%m.%y").tolist()
-    ['25.03.11', '25.03.11', '25.03.11', nan]
-    """
-    text = column.astype("string").str.strip()
-    found = pd.Series(pd.NaT, index=text.index, dtype="datetime64[ns]")
-    for pattern, form in (
-        (r"\d{4}-\d{1,2}-\d{1,2}", "%Y-%m-%d"),
-        (r"\d{8}", "%Y%m%d"),
-        (r"\d{1,2}/\d{1,2}/\d{4}", "%m/%d/%Y"),
-        (r"\d{1,2}/\d{1,2}/\d{2}", "%m/%d/%y"),
-    ):
-        day = text.str.extract(f"^({pattern})(?:[T_ ].*)?$", expand=False)
-        found = found.fillna(pd.to_datetime(day, format=form, errors="coerce").astype("datetime64[ns]"))
-    return found
-
-
 def sexes(column: pd.Series, file: Path, codes: Mapping[str, str]) -> pd.Series:
     """F, M or NA by `codes` (lower-case code -> F | M); DataError naming row and value of an unknown code.
 

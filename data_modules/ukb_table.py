@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from brainage.errors import DataError
-from data_modules.sheets import dates, header, numbers, read_sheet, refuse_months, sexes, years
+from data_modules.sheet_dates import dates
+from data_modules.sheets import header, numbers, read_sheet, refuse_months, sexes, years
 
 FIELDS = {  # ours -> field of the UK Biobank showcase
     "sex": 31, "birth_year": 34, "birth_month": 52, "age_years": 21003, "visit_date": 53, "site": 54,
@@ -170,7 +171,7 @@ def _typed(column: pd.Series, ours: str, file: Path) -> pd.Series:
     if ours == "birth_month":
         return column.str.lower().map(MONTHS).astype("float64").fillna(numbers(column))
     if ours == "visit_date":
-        return dates(column)
+        return dates(column, file)
     return numbers(column)
 
 

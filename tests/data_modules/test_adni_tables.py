@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brainage.errors import DataError
+from data_modules.adni_tables import NO_VALUE
 from data_modules.adni_visits import read_visits
 from data_modules.sheets import years
 from tests.data_modules import small_adni as small
@@ -234,9 +235,19 @@ def test_whatever_is_written_as_age_is_a_plausible_age_or_has_a_reason_or_is_ref
             return
         found = read_visits(Path(folder))
     for row in found.itertuples():
-        missing = not text.strip() or text.strip() in ("-1", "-4")
+        missing = not text.strip() or text.strip() in NO_VALUE
         assert not math.isnan(row.baseline_age) or pd.notna(row.reason) or missing
 
 
 def sheet_years(text):
     return years(pd.Series([text]))[0].iloc[0]
+
+
+def test_dates_with_the_day_first_give_the_ages_of_those_with_the_month_first(tmp_path):
+    for form in ("%d/%m/%Y", "%m/%d/%Y", "%d-%b-%Y"):
+        table = small.merge(Years_bl=None, Month=None)
+        table["EXAMDATE"] = pd.to_datetime(table["EXAMDATE"]).dt.strftime(form)
+        later = pd.Timestamp(2006, 11, 28).strftime(form)
+        table.loc[len(table)] = {**table.iloc[0], "VISCODE": "m06", "EXAMDATE": later}
+        visits = read_visits(small.write(tmp_path / form[1:2] / form[4:5], table))
+        assert visits["age_years"].round(2).tolist() == [71.5, 72.07, 72.52, 73.5], form

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from brainage.errors import DataError
 from data_modules.sheets import (
     columns,
-    dates,
     find_sheets,
     header,
     numbers,
@@ -146,12 +145,6 @@ def test_a_column_of_months_is_refused_and_one_of_centenarians_is_not(tmp_path):
 def test_numbers_take_decimal_commas_and_nothing_else(tmp_path):
     assert numbers(pd.Series(["1,5", "-2", "1e3", ".5"])).tolist() == [1.5, -2.0, 1000.0, 0.5]
     assert numbers(pd.Series(["1,234,567", "0x10", "1 2", "inf", None], dtype="string")).isna().all()
-
-
-def test_dates_of_three_forms_agree_and_an_impossible_one_is_missing():
-    found = dates(pd.Series(["2011-03-25", "3/25/2011", "2011-03-25T10:00:00", "20110325", "25/3/2011", None]))
-    assert (found[:4] == pd.Timestamp(2011, 3, 25)).all()
-    assert found[4:].isna().all()
 
 
 def test_an_unknown_sex_code_names_its_row(tmp_path):
