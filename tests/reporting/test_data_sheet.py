@@ -47,7 +47,7 @@ def computed(table, flagged=3):
     draw = np.random.default_rng(1)
     quality = table[KEY].assign(
         qc_coverage=draw.normal(0.9, 0.01, len(table)), qc_spread=draw.normal(1, 0.05, len(table)),
-        qc_mean_corr=draw.normal(0.95, 0.005, len(table)), qc_duplicates=0.0,
+        qc_mean_corr=draw.normal(0.95, 0.005, len(table)), qc_duplicates=0.0, qc_age_z=0.0,
         qc_flags=pd.array([pd.NA] * len(table), dtype="string"),
     )  # fmt: skip
     quality.loc[: flagged - 1, "qc_mean_corr"] = 0.1
