@@ -53,7 +53,7 @@ def test_one_signal_may_come_twice_and_a_second_one_leaves_at_once_with_the_code
 
 def test_a_process_that_was_told_is_deaf_while_python_ends():
     body = "import atexit; atexit._clear(); signals.heed(); me(10)"
-    code = "class Late:\n def __del__(self): os.kill(os.getpid(), 15)\nsys.late = Late()\n"
+    code = "class Late:\n def __del__(self, kill=os.kill, me=os.getpid()): kill(me, 15)\nsys.late = Late()\n"
     script = SCRIPT.format(body=body).replace("signals.heed()\n", code + "signals.heed()\n", 1)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 138

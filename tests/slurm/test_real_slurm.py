@@ -20,7 +20,7 @@ from brainage.slurm.submission import print_status, submit_array, submit_pretrai
 from tests.pretraining.groups import together
 from tests.pretraining.test_resume import assert_equal_weights, final_weights, journal
 from tests.scans import SimulatedScans, small_experiment
-from tests.slurm_cluster import Cluster, read, until
+from tests.slurm_cluster import Cluster, free_ports, read, until
 
 ROOT = Path(__file__).parents[2]
 KEYS = ("encoder.dropout=0.2", "checkpoint.every_steps=5", "trainer.devices=2")
@@ -33,7 +33,7 @@ cpus_per_task: 1
 signal_seconds: {signal_seconds}
 command: {python} -m tests.slurm.vector_command
 logs: {logs}
-environment: {{PYTHONPATH: "{root}", OMP_NUM_THREADS: "1", MASTER_ADDR: "127.0.0.1", BRAINAGE_TEST_WAIT: "{wait}"}}
+environment: {{PYTHONPATH: "{root}", OMP_NUM_THREADS: "1", MASTER_ADDR: "127.0.0.1", MASTER_PORT: "{port}", BRAINAGE_TEST_WAIT: "{wait}"}}
 """
 
 pytestmark = pytest.mark.slurm
@@ -51,7 +51,7 @@ def profile(folder: Path, wait: str = "", *, tasks=2, nodes=1, time="00:10:00", 
     path = folder / "tests.yaml"
     text = PROFILE.format(
         time=time, tasks=tasks, nodes=nodes, signal_seconds=signal_seconds, python=sys.executable, logs=folder / "logs",
-        root=ROOT, wait=wait,
+        root=ROOT, wait=wait, port=free_ports(1)[0],
     )  # fmt: skip
     path.write_text(text)
     return str(path)
