@@ -107,13 +107,13 @@ class Cluster:
         words = self.command("scontrol", "--oneliner", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def start_requeued(self, number: str, log: Path, seconds: float = 60) -> None:
+    def start_requeued(self, number: str, log: Path, seconds: float = 60, *changes: str) -> None:
         """Wait until a job is back in the queue and let it start at once: Slurm itself waits two minutes."""
         until(
             lambda: self.job(number)["Restarts"] != "0" and self.job(number)["JobState"] == "PENDING",
             seconds, f"requeue of job {number}", lambda: read(log) + self.told(),
         )  # fmt: skip
-        self.command("scontrol", "update", f"JobId={number}", "StartTime=now")
+        self.command("scontrol", "update", f"JobId={number}", "StartTime=now", *changes)
 
     def wait(self, number: str, log: Path, seconds: float = 120) -> str:
         """Final state of a job."""

@@ -33,7 +33,12 @@ cpus_per_task: 1
 signal_seconds: {signal_seconds}
 command: {python} -m tests.slurm.vector_command
 logs: {logs}
-environment: {{PYTHONPATH: "{root}", OMP_NUM_THREADS: "1", MASTER_ADDR: "127.0.0.1", MASTER_PORT: "{port}", BRAINAGE_TEST_WAIT: "{wait}"}}
+environment:
+  PYTHONPATH: "{root}"
+  OMP_NUM_THREADS: "1"
+  MASTER_ADDR: "127.0.0.1"  # the nodes' names are the cluster's own
+  MASTER_PORT: "{port}"
+  BRAINAGE_TEST_WAIT: "{wait}"
 """
 
 pytestmark = pytest.mark.slurm
@@ -130,7 +135,7 @@ def test_the_time_limit_requeues_a_run_of_two_machines(tmp_path, at):
     words = ["trainer.devices=1", "trainer.nodes=2"]
     job = submit_pretraining(write(experiment, tmp_path), words, limited).jobs[0]
     log = Path(job.log)
-    at.start_requeued(job.id, log, 240)
+    at.start_requeued(job.id, log, 240, "TimeLimit=10")  # Slurm warns up to a minute early: two could go in starting
     assert len(read(reached).split()) == 2, read(log)  # it was in training that the warning came
     assert at.wait(job.id, log, 180) == "COMPLETED", read(log)
     assert at.job(job.id)["NumNodes"] == "2"
