@@ -27,7 +27,8 @@ def leave_out_copies(
     used = pd.concat([table.loc[why.isna(), [*PERSON, "digest"]] for table, why in zip(tables, reasons, strict=True)])
     groups = copied_people(used)
     if groups.empty:
-        return list(reasons), ""
+        common = int(_of_most(used.drop_duplicates([*PERSON, "digest"])).sum())
+        return list(reasons), f"{common} people of one cohort have the same samples: are they empty?" if common else ""
     torn = in_several_splits(groups, split)
     pair = _first_pair(groups if torn.empty else torn)
     said = f"{len(groups)} people of one cohort have the same samples as another of it, first {pair}"
@@ -49,16 +50,26 @@ def leave_out_copies(
 def copied_people(table: pd.DataFrame) -> pd.DataFrame:
     """PERSON and `group` of people of one cohort who share the `digest` of a scan, in the order of the table.
 
+    A sample that most people of a cohort have is no copy but empty, or made up.
+
     >>> rows = {"cohort": "a", "participant_id": ["p1", "p2", "p3"], "digest": ["x", "y", "x"]}
     >>> copied_people(pd.DataFrame(rows))["participant_id"].tolist()
     ['p1', 'p3']
     """
-    scans = table.drop_duplicates([*PERSON, "digest"]).reset_index(drop=True)
+    scans = table.drop_duplicates([*PERSON, "digest"])
+    scans = scans[~_of_most(scans)].reset_index(drop=True)
     first = scans.groupby(["cohort", "digest"])["participant_id"].transform("first")
     other = scans[PERSON].set_axis(OTHER, axis=1)
     pairs = scans[PERSON].assign(participant_id=first, verdict="same").join(other)
     groups = same_people(pairs[first != scans["participant_id"]])
     return table[PERSON].drop_duplicates().merge(groups, on=PERSON)
+
+
+def _of_most(scans: pd.DataFrame) -> pd.Series:
+    """Which scans (one a person and digest) are what more than half of a cohort's people have, and more than two."""
+    people = scans.groupby("cohort")["participant_id"].transform("nunique")
+    holders = scans.groupby(["cohort", "digest"])["participant_id"].transform("size")
+    return (holders > 2) & (2 * holders > people)
 
 
 def _first_pair(groups: pd.DataFrame) -> str:

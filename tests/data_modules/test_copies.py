@@ -94,7 +94,7 @@ def test_copies_join_people_through_others_and_stay_within_a_cohort():
 def test_all_scans_of_the_later_person_go_and_what_is_left_out_already_counts_no_more():
     rows = table(("a", "p1", "x"), ("a", "p2", "x"), ("a", "p2", "own"), ("a", "p3", "x"))
     split = rows[["cohort", "participant_id"]].drop_duplicates().assign(split=["train", "train", "val"])
-    reasons = pd.Series([pd.NA, pd.NA, pd.NA, "excluded"], dtype="string")
+    reasons = pd.Series([pd.NA, pd.NA, pd.NA, "excluded"], dtype="string")  # two people are left: no majority
     (left,), said = leave_out_copies([rows], [reasons], split, "drop")
     assert left.fillna("stays").tolist() == ["stays", "same samples as a/p1", "same samples as a/p1", "excluded"]
     assert "first a/p1 = a/p2" in said
@@ -102,3 +102,13 @@ def test_all_scans_of_the_later_person_go_and_what_is_left_out_already_counts_no
     (left,), _ = leave_out_copies([rows], [reasons], split, "refuse")  # p3, who is in val, is out already
     assert left.isna().tolist() == [True, True, True, False]
     assert np.array_equal(reasons.isna(), [True, True, True, False])
+
+
+def test_a_sample_that_most_people_have_is_called_empty_and_refuses_nobody():
+    rows = table(*(("a", f"p{number}", "x") for number in range(5)), ("a", "p5", "y"), ("a", "p6", "y"))
+    split = rows[["cohort", "participant_id"]].assign(split=["train", "val", "train", "val", "train", "train", "train"])
+    none = pd.Series(pd.NA, index=rows.index, dtype="string")
+    assert copied_people(rows)["participant_id"].tolist() == ["p5", "p6"]
+    (left,), said = leave_out_copies([rows[:5]], [none[:5]], split, "refuse")
+    assert "5 people of one cohort have the same samples: are they empty?" in said
+    assert left.isna().all()
