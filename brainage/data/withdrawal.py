@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -23,13 +24,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from brainage.data.filling import Progress
+from brainage.data.overlap import OTHER
 from brainage.data.table import PERSON, person_keys, write_atomically
 from brainage.data.withdrawal_store import rewrite_store
 from brainage.errors import DataError
 from brainage.runtime.files import write_json_atomic
 
 WITHDRAWN = "withdrawn"  # the reason in `dropped`
+LOOKED_AT = "overlap.json"  # what makes a folder the one of a mixture, see `data_modules.overlaps`
+COMPUTED = "deleted: was computed with them, and can be written again without (brainage prepare, brainage inspect)"
 _HEADERS = ("eid", "f.eid", "n_eid", "id", "participant_id", "subject_id")
+_NAMING = r"^same (?:person|samples) as (.*)$"  # a reason that names another person
 _SEPARATORS = {".tsv": "\t", ".csv": ","}
 
 
@@ -81,9 +86,11 @@ def withdraw(
     """Remove people (columns cohort, participant_id) from array stores and from the tables of run folders.
 
     A store is rewritten without their samples, which needs room for a second copy meanwhile; `on_progress(done, total)`
-    counts its samples. Of a run folder every parquet, TSV and CSV file with the columns cohort and participant_id loses
-    their rows: table, split, predictions, embeddings. Gives one Change a file, and one for each thing that cannot be
-    undone; an empty list where nothing is left of them.
+    counts its samples. What was computed of it (`<store>.sheet`, `<store>.kept`) is deleted. The folder of a mixture,
+    which holds no samples, loses their rows as a run folder does: the stores of its members are to be named too. Of a
+    run folder every parquet, TSV and CSV file with the columns cohort and participant_id loses their rows: table,
+    split, predictions, embeddings. Gives one Change a file, and one for each thing that cannot be undone; an empty list
+    where nothing is left of them.
 
     Raises StoreError when a store is absent, torn, being prepared, a part of one, or would hold nobody; DataError when
     a run folder is absent, being trained, or has a torn table. What was done until then is kept: call again.
@@ -91,9 +98,13 @@ def withdraw(
     gone = set(person_keys(people[PERSON].astype("string")))
     changes: list[Change] = []
     for store in map(Path, stores):
-        removed = rewrite_store(store, gone, WITHDRAWN, on_progress)
-        if removed is not None:
-            changes.append(Change(store, removed, f"store rewritten without {removed} samples"))
+        if (store / LOOKED_AT).is_file():
+            changes += _clean_mixture(store, gone)
+            continue
+        done = rewrite_store(store, gone, WITHDRAWN, on_progress)
+        if done is not None:
+            changes.append(Change(store, done.removed, f"store rewritten without {done.removed} samples"))
+            changes += [Change(folder, 0, COMPUTED) for folder in done.deleted]
         for unfinished in (store.with_name(store.name + ending) for ending in (".building", ".shards")):
             if unfinished.exists():
                 note = "an unfinished build that may hold samples of them, and that is of no use now: delete it"
@@ -107,16 +118,7 @@ def _clean_run(folder: Path, gone: set[str]) -> list[Change]:
     if not folder.is_dir():
         raise DataError(f"run folder {folder}: not found")
     _refuse_running(folder)
-    changes = []
-    for path in sorted(folder.rglob("*")):
-        if path.suffix == ".parquet":
-            removed = _clean_parquet(path, gone)
-        elif path.suffix in _SEPARATORS:
-            removed = _clean_text(path, gone)
-        else:
-            continue
-        if removed:
-            changes.append(Change(path, removed, f"{removed} rows removed"))
+    changes = _clean_tables(folder, gone)
     if not changes:
         return []
     finished = folder / "finished.json"
@@ -131,6 +133,39 @@ def _clean_run(folder: Path, gone: set[str]) -> list[Change]:
     return changes
 
 
+def _clean_mixture(folder: Path, gone: set[str]) -> list[Change]:
+    """The tables of a mixture's folder, and the thumbnails beside it."""
+    sheet = folder.with_name(folder.name + ".sheet")
+    held = any(_rows_of(path, gone) for path in _tables_of(folder))
+    deleted = []
+    if held and sheet.is_dir():  # first: a killed call is followed by one that still knows why
+        shutil.rmtree(sheet)
+        deleted = [Change(sheet, 0, COMPUTED)]
+    changes = [*_clean_tables(folder, gone), *deleted]
+    if changes:
+        note = "folder of a mixture: its samples are in the stores of its members; name those with --store as well"
+        changes.append(Change(folder, 0, note))
+    return changes
+
+
+def _clean_tables(folder: Path, gone: set[str]) -> list[Change]:
+    changes = []
+    for path in _tables_of(folder):
+        removed = _rows_of(path, gone, remove=True)
+        if removed:
+            changes.append(Change(path, removed, f"{removed} rows removed"))
+    return changes
+
+
+def _tables_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in (".parquet", *_SEPARATORS))
+
+
+def _rows_of(path: Path, gone: set[str], *, remove: bool = False) -> int:
+    """Rows of a table that are theirs, removed if asked."""
+    return (_clean_parquet if path.suffix == ".parquet" else _clean_text)(path, gone, remove)
+
+
 def _refuse_running(folder: Path) -> None:
     lock = folder / "run.lock"
     if not lock.is_file():
@@ -142,22 +177,22 @@ def _refuse_running(folder: Path) -> None:
             raise DataError(f"run folder {folder}: another process is training it; stop it, then withdraw") from None
 
 
-def _clean_parquet(path: Path, gone: set[str]) -> int:
+def _clean_parquet(path: Path, gone: set[str], remove: bool) -> int:
     try:
         if not set(PERSON) <= set(pq.read_schema(path).names):
             return 0
         table = pq.ParquetFile(path).read()
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not readable as a table ({' '.join(str(error).split())[:160]})") from error
-    names = [name for name in (*PERSON, "reason") if name in table.column_names]
+    names = [name for name in (*PERSON, *OTHER, "reason") if name in table.column_names]
     kept = _kept(table.select(names).to_pandas(), gone)
-    if not kept.all():
+    if remove and not kept.all():
         left = table.filter(pa.array(kept))
         write_atomically(path, lambda temporary: pq.write_table(left, temporary))
     return int((~kept).sum())
 
 
-def _clean_text(path: Path, gone: set[str]) -> int:
+def _clean_text(path: Path, gone: set[str], remove: bool) -> int:
     separator = _SEPARATORS[path.suffix]
     with open(path, encoding="utf-8", errors="replace") as file:
         if not set(PERSON) <= set(file.readline().strip().split(separator)):
@@ -167,7 +202,7 @@ def _clean_text(path: Path, gone: set[str]) -> int:
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: not readable as a table ({' '.join(str(error).split())[:160]})") from error
     kept = _kept(frame, gone)
-    if not kept.all():
+    if remove and not kept.all():
         left = frame[kept]
         write_atomically(
             path, lambda temporary: left.to_csv(temporary, sep=separator, index=False, lineterminator="\n")
@@ -178,6 +213,9 @@ def _clean_text(path: Path, gone: set[str]) -> int:
 def _kept(frame: pd.DataFrame, gone: set[str]) -> np.ndarray:
     """Rows that may stay: everybody else's, and the lines that say who was left out for withdrawing."""
     theirs = person_keys(frame).isin(gone)
+    if set(OTHER) <= set(frame.columns):  # pairs of people
+        theirs |= person_keys(frame[OTHER].set_axis(PERSON, axis=1)).isin(gone)
     if "reason" in frame:
         theirs &= frame["reason"] != WITHDRAWN
+        theirs |= frame["reason"].astype(str).str.extract(_NAMING)[0].isin(gone)
     return ~theirs.to_numpy(dtype=bool)

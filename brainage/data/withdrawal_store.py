@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from brainage.data.array_store import (
-    ARRAYS,
     CONTRACT,
     DROPPED,
+    MASK,
     TABLE,
     ArrayStore,
     checksum_of,
@@ -27,6 +27,12 @@ from brainage.errors import DataError, StoreError
 from brainage.runtime.files import write_json_atomic
 
 _SLACK_BYTES = 2**20  # for the files beside the arrays
+_COMPUTED = ("sheet", "kept", "kept.sheet")  # folders beside a store: thumbnails, quality, lists of scans left out
+
+
+class Rewritten(NamedTuple):
+    removed: int  # samples
+    deleted: list[Path]  # folders beside it that were computed with them
 
 
 class _Parts(NamedTuple):
@@ -39,11 +45,12 @@ class _Parts(NamedTuple):
     record: dict[str, Any]
 
 
-def rewrite_store(out: Path, gone: set[str], reason: str, on_progress: Progress | None = None) -> int | None:
+def rewrite_store(out: Path, gone: set[str], reason: str, on_progress: Progress | None = None) -> Rewritten | None:
     """Replace the store at `out` by one without the people `gone` (as `person_keys` writes them).
 
-    Their scans are listed in `dropped.tsv` with `reason`. Gives the number of samples removed; None where nothing had
-    to change. Killed at any point, the next call ends what was begun. Raises StoreError, see `withdraw`.
+    Their scans are listed in `dropped.tsv` with `reason`. What was computed of the samples (quality, thumbnails) is
+    deleted, since it shows them and can be computed again. None where nothing had to change. Killed at any point, the
+    next call ends what was begun. Raises StoreError, see `withdraw`.
     """
     try:
         with only_process(out):
@@ -55,11 +62,13 @@ def rewrite_store(out: Path, gone: set[str], reason: str, on_progress: Progress 
             if len(parts.asked) == store.record["scans"]:
                 if parts.dropped.equals(store.dropped):
                     return None
+                deleted = _delete_computed(out)
                 write_tsv(parts.dropped, out / DROPPED)
-                return 0
+                return Rewritten(0, deleted)
             _write(store, parts, _beside(out, "withdrawing"), on_progress)
+            deleted = _delete_computed(out)  # before the swap: a killed call is followed by one that still knows why
             _swap(out)
-            return len(store) - len(parts.rows)
+            return Rewritten(len(store) - len(parts.rows), deleted)
     except OSError as error:
         raise StoreError(f"store {out}: {error}; mend this and call again, the store is still whole") from error
 
@@ -124,13 +133,19 @@ def _write(store: ArrayStore, parts: _Parts, new: Path, on_progress: Progress | 
     stamps = _stamps(store.path)
     if stamps is not None:
         write_tsv(stamps[stamps["path"].isin(parts.asked["path"])], new / STAMPS)
-    for path in store.path.iterdir():  # whatever else belongs to it: its mask
-        if path.name not in (ARRAYS, TABLE, DROPPED, CONTRACT, STAMPS) and path.is_file():
-            shutil.copy2(path, new / path.name)
+    if (store.path / MASK).is_file():
+        shutil.copy2(store.path / MASK, new / MASK)
     write_table(parts.table, new / TABLE)
     write_tsv(parts.dropped, new / DROPPED)
     write_json_atomic(new / CONTRACT, parts.record)
     ArrayStore.open(new)  # refuses what does not fit together, while the old one is still in its place
+
+
+def _delete_computed(out: Path) -> list[Path]:
+    found = [folder for folder in (_beside(out, what) for what in _COMPUTED) if folder.is_dir()]
+    for folder in found:
+        shutil.rmtree(folder)
+    return found
 
 
 def _swap(out: Path) -> None:

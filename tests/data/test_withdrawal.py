@@ -13,12 +13,14 @@ import pytest
 
 from brainage.data import withdrawal_store
 from brainage.data.array_store import ArrayStore
+from brainage.data.overlap import OTHER
 from brainage.data.splits import split_hash, write_split
 from brainage.data.store import prepare_store
 from brainage.data.table import KEY, finish_dropped, person_keys, read_table, read_tsv, write_table, write_tsv
 from brainage.data.withdrawal import WITHDRAWN, withdraw, withdrawn_people
 from brainage.downstream.features import read_embeddings, write_embeddings
 from brainage.errors import DataError, StoreError
+from brainage.imaging.quality import write_quality
 from tests.data.odd_cohort import MASK, VOLUME, Cohort, contents, people
 
 GONE = ["p02", "p05", "p11"]
@@ -58,6 +60,59 @@ def test_the_store_is_the_one_that_the_others_alone_would_have_given_to_the_byte
     assert [(change.path.name, change.removed) for change in changes] == [("store", 2)]
     assert contents(tmp_path / "store") == contents(fresh.path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "reads.log", "store", "store.lock"]
+
+
+def test_what_was_computed_of_a_store_goes_with_them(tmp_path):
+    store, _ = build(tmp_path, people(), mask=MASK)
+    assert "p02" in set(write_quality(store)["participant_id"])
+    beside = [_made(tmp_path / f"store.{what}") for what in ("sheet", "kept", "kept.sheet")]
+    for folder in beside:
+        (folder / "thumbnails_1.png").write_bytes(b"p02")
+    _made(tmp_path / "store2.sheet")
+
+    changes = withdraw(persons(*GONE), stores=[tmp_path / "store"])
+
+    assert [change.path for change in changes] == [tmp_path / "store", *beside]
+    assert all("deleted" in change.note for change in changes[1:])
+    assert not any(folder.exists() for folder in beside)
+    assert (tmp_path / "store2.sheet").is_dir()
+    names = {path.name for path in (tmp_path / "store").iterdir()}
+    assert names == {"arrays.npy", "contract.json", "dropped.tsv", "mask.npy", "stamps.tsv", "table.parquet"}
+    assert len(write_quality(ArrayStore.open(tmp_path / "store"))) == 9
+    _made(beside[0])  # inspected again, without them
+    assert withdraw(persons(*GONE), stores=[tmp_path / "store"]) == []
+    assert beside[0].is_dir()
+
+
+def test_a_mixtures_folder_loses_their_rows_by_the_members_name(tmp_path):
+    folder = _made(tmp_path / "both")
+    ours, theirs = persons("p02", "p01", "p03"), persons("q1", "p02", "p02").assign(cohort="d")
+    pairs = ours.join(theirs.set_axis(OTHER, axis=1)).assign(rule="content", verdict="same")
+    write_tsv(pairs, folder / "overlap.tsv")
+    (folder / "overlap.json").write_text("{}")
+    reasons = ["same person as c/p02", "same person as c/p03", "qc"]
+    dropped = finish_dropped(persons("q1", "q2", "q3").assign(cohort="d", path="1", reason=reasons))
+    write_tsv(dropped, folder / "dropped.tsv")
+    table = people(3)
+    write_table(pd.concat([table, table.assign(cohort="d")], ignore_index=True), folder / "quality.parquet")
+    sheet = _made(tmp_path / "both.sheet")
+
+    assert withdraw(persons("p99"), stores=[folder]) == []
+    changes = withdraw(persons("p02"), stores=[folder])
+
+    removed = {change.path.name: change.removed for change in changes}
+    assert removed == {"dropped.tsv": 1, "overlap.tsv": 1, "quality.parquet": 1, "both.sheet": 0, "both": 0}
+    assert "stores of its members" in changes[-1].note
+    assert not sheet.exists()
+    assert read_tsv(folder / "overlap.tsv")["participant_id"].tolist() == ["p01", "p03"]
+    assert read_tsv(folder / "dropped.tsv")["participant_id"].tolist() == ["q2", "q3"]
+    quality = read_table(folder / "quality.parquet")
+    assert person_keys(quality).tolist() == ["c/p00", "c/p01", "d/p00", "d/p01", "d/p02"]
+    before = contents_of(folder)
+    assert withdraw(persons("p02"), stores=[folder]) == []
+    assert contents_of(folder) == before
+    withdraw(persons("p02").assign(cohort="d"), stores=[folder])  # the other side of a pair
+    assert read_tsv(folder / "overlap.tsv").empty
 
 
 def test_the_smaller_store_opens_without_reading_a_scan_and_the_older_table_no_longer_fits(tmp_path):
