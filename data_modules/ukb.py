@@ -1,8 +1,9 @@
 """UK Biobank: T1 bulk zips (field 20252) read without unpacking them, and tables in every export style.
 
 `root` holds, in any folders, `<eid>_20252_<instance>_0.zip` (instance 2: imaging visit, 3: repeat imaging), and, itself
-or one folder down, tables with the columns of `ukb_table.FIELDS` and withdrawal lists `w<application>_<date>.csv` (one
-eid a line). Session is the instance, site the imaging centre. UK Biobank publishes no split.
+or one folder down, tables with the columns of `ukb_table.FIELDS`, and in any folder withdrawal lists (one eid a line),
+called w<application>... or with `withdr` in the name (`ukb_files`).
+Session is the instance, site the imaging centre. UK Biobank publishes no split.
 
 The population was not selected by diagnosis and health records are not read, so `diagnosis` is NA: neither healthy nor
 ill. People on a withdrawal list are in no table, and their zips are not opened; stores and runs from before are cleaned
@@ -18,7 +19,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,7 +35,8 @@ from brainage.errors import ConfigError, DataError
 from brainage.imaging.contract import InputContract
 from brainage.imaging.preprocess import load_nifti_bytes, scale_foreground
 from data_modules.reader import CohortReader
-from data_modules.ukb_table import find_tables, find_withdrawals, read_people
+from data_modules.ukb_files import find_withdrawals, walk
+from data_modules.ukb_table import find_tables, plain_eid, read_people
 from data_modules.volumes import grid_contract, native_contract, read_native, read_prepared
 from data_modules.zips import gunzip, has_member, read_member, split_locator
 
@@ -45,7 +47,7 @@ PREPROCESSING = (  # the pipeline's bb_struct_init, Alfaro-Almagro et al., Neuro
 )
 EXTRA = ("tiv_ml", "gm_ml", "wm_ml", "head_scaling")  # columns that are left out where no table has them
 SCALED = "divided by the 99th percentile of the tissue"
-_ZIP = re.compile(r"^(\d+)_20252_(\d+)_(\d+)\.zip$")
+_ZIP = re.compile(r"^(\d+)_20252_(\d+)_(\d+)\.zip$", re.IGNORECASE)
 _THREADS = 16  # they wait for the disk, not for each other
 _BLOCK = 64  # zips a thread takes at a time
 _TRIED = 20  # images opened for one whose header gives the grid
@@ -56,7 +58,7 @@ class Options:
     """`data.options` of UK Biobank; files are named relative to `data.root`."""
 
     tables: list[str] = field(default_factory=list)  # tables to read; empty: all that have UK Biobank's columns
-    withdrawn: list[str] = field(default_factory=list)  # withdrawal lists beside those called w<application>_*.csv
+    withdrawn: list[str] = field(default_factory=list)  # withdrawal lists of any other name
 
 
 class UKBiobank(CohortReader):
@@ -100,11 +102,22 @@ class UKBiobank(CohortReader):
 
     def withdrawn_people(self) -> pd.DataFrame:
         """cohort and participant_id of everybody on the withdrawal lists here: what `withdraw` takes."""
-        people = withdrawn_people(find_withdrawals(self.root, self.options.withdrawn), self.name)
+        people = withdrawn_people(find_withdrawals(self.root, self.options.withdrawn)[0], self.name)
         wrong = people.loc[~people["participant_id"].str.fullmatch(r"-?\d+"), "participant_id"]
         for word in wrong:
             raise DataError(f"{self.root}: withdrawal lists hold {word!r}: expected one eid, a number, a line")
-        return people
+        people["participant_id"] = plain_eid(people["participant_id"])
+        return people.drop_duplicates(ignore_index=True)
+
+    def notes(self) -> list[str]:
+        """Which withdrawal lists were read, and how many people each names."""
+        lists, strange = find_withdrawals(self.root, self.options.withdrawn)
+        read = [f"{os.path.relpath(file, self.root)} ({len(withdrawn_people([file], self.name))})" for file in lists]
+        lines = [f"called like a withdrawal list, not read: {file}; save it as CSV" for file in strange]
+        if not read:
+            none = f"no withdrawal list found below {self.root}: name it with data.options.withdrawn"
+            return [none, *lines]
+        return [f"withdrawal lists read: {', '.join(read)}", *lines]
 
     def contract(self) -> InputContract:
         if self.modality != "brain_mni":
@@ -133,11 +146,12 @@ class UKBiobank(CohortReader):
         """participant_id, session_id and path of one zip a visit; and of those left out, each with its reason."""
         rows, left_out = [], []
         seen: dict[tuple[str, str], str] = {}
-        for file in _walk(self.root):
+        for file in walk(self.root):
             match = _ZIP.match(file.rpartition("/")[2])
             if match is None:
                 continue
             person, instance, index = match.groups()
+            person = person.lstrip("0") or "0"
             row, first = (person, instance, f"{file}!{MEMBERS[self.modality]}"), seen.get((person, instance))
             if "!" in file or "#" in file:
                 left_out.append((*row, "path holds ! or #, which have a meaning here: rename the folder"))
@@ -198,24 +212,3 @@ class UKBiobank(CohortReader):
                 continue
             return grid_contract("ukb_brain_mni", PREPROCESSING, image.shape, image.affine, f"{self.root / path}")
         raise DataError(f"{self.root}: expected one readable {member} among {len(zips)} zips; last: {problem}")
-
-
-def _walk(root: Path, below: str = "") -> Iterator[str]:
-    """Files under root as relative paths with /, each folder sorted; hidden ones and links upwards passed over."""
-    folders: list[str] = []
-    files: list[str] = []
-    here = root / below
-    try:
-        entries = sorted(os.scandir(here), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"{here}: cannot be listed ({error.strerror or error})") from error
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if not entry.is_dir():
-            files.append(f"{below}{entry.name}")
-        elif not (entry.is_symlink() and here.resolve().is_relative_to(Path(entry.path).resolve())):
-            folders.append(f"{below}{entry.name}")
-    yield from files
-    for folder in folders:
-        yield from _walk(root, f"{folder}/")

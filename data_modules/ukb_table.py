@@ -19,6 +19,7 @@ import pandas as pd
 from brainage.errors import DataError
 from data_modules.sheet_dates import dates
 from data_modules.sheets import header, numbers, read_sheet, refuse_months, sexes, years
+from data_modules.ukb_files import is_withdrawal
 
 FIELDS = {  # ours -> field of the UK Biobank showcase
     "sex": 31, "birth_year": 34, "birth_month": 52, "age_years": 21003, "visit_date": 53, "site": 54,
@@ -29,9 +30,8 @@ FIRST_IMAGING = 2  # instances 0 and 1 were visits without a scanner
 CENTRES = {"11025": "Cheadle", "11026": "Reading", "11027": "Newcastle", "11028": "Bristol"}
 MONTHS = {name.lower(): number for number, name in enumerate(calendar.month_name) if name}
 AGES_YEARS = (37.0, 100.0)  # recruits were 37 to 73 in 2006-2010, and scans began in 2014
-SAME_AGE_YEARS = 1.1  # 21003 is whole years, rounded down; the day of birth is not known
+ABOVE_WHOLE_YEARS = (-0.1, 1.1)  # exact age minus 21003 (completed years): 0 to 1, born in the middle of the month
 ENDINGS = (".csv", ".tsv", ".tab", ".txt", ".csv.gz", ".tsv.gz", ".tab.gz", ".txt.gz")
-WITHDRAWAL = re.compile(r"^(w\d+|withdr).*\.(csv|txt)$", re.IGNORECASE)
 PEOPLE_COLUMNS = [
     "participant_id", "session_id", "age_years", "sex", "site", "visit_years", "tiv_ml", "gm_ml", "wm_ml",
     "head_scaling", "reason",
@@ -72,7 +72,7 @@ def find_tables(root: Path, named: Sequence[str] = ()) -> list[Path]:
     folders = [root, *sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]
     found, others = [], []
     for file in (file for folder in folders for file in sorted(folder.iterdir())):
-        if not file.name.lower().endswith(ENDINGS) or WITHDRAWAL.match(file.name) or file.name.startswith("."):
+        if not file.name.lower().endswith(ENDINGS) or is_withdrawal(file.name) or file.name.startswith("."):
             continue
         try:
             known = {ours[0] for name in header(file) if (ours := column_of(name))}
@@ -92,11 +92,9 @@ def find_tables(root: Path, named: Sequence[str] = ()) -> list[Path]:
     return found
 
 
-def find_withdrawals(root: Path, named: Sequence[str] = ()) -> list[Path]:
-    """Lists called w<application>..., or withdr..., .csv or .txt, in the root or one folder down; and those named."""
-    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]
-    found = [file for folder in folders for file in sorted(folder.iterdir()) if WITHDRAWAL.match(file.name)]
-    return found + [root / name for name in named if (root / name) not in found]
+def plain_eid(words: pd.Series) -> pd.Series:
+    """1000001 of 01000001 and 1000001.0, so that tables, lists and zips name one person alike."""
+    return words.str.removesuffix(".0").str.replace(r"^0+(?=\d)", "", regex=True)
 
 
 def read_people(files: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -128,7 +126,7 @@ def _read_people(files: tuple[tuple[str, int], ...]) -> tuple[pd.DataFrame, pd.D
             "nor a date of one (field 53)"
         )
     wide = pd.concat(sheets, ignore_index=True)
-    person = wide[("participant_id", 0)].str.removesuffix(".0")
+    person = plain_eid(wide[("participant_id", 0)])
     known = person.str.fullmatch(r"\d+").fillna(False).astype(bool)
     reasons = "row without a usable eid: '" + person[~known].fillna("") + "'"
     nobody = pd.DataFrame({"participant_id": "", "reason": reasons}, dtype="string").drop_duplicates(ignore_index=True)
@@ -235,7 +233,7 @@ def _ages(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     age = exact.fillna(whole).astype("float64").round(3)
     shown, between = age.map("{:.1f}".format), " to ".join(f"{edge:g}" for edge in AGES_YEARS)
     reason = rows["age_reason"].astype("string")
-    apart = (exact - whole).abs() > SAME_AGE_YEARS
+    apart = (exact - whole).notna() & ~(exact - whole).between(*ABOVE_WHOLE_YEARS)
     differ = "age " + whole.map("{:g}".format) + " (field 21003) is not " + shown + " by birth and visit (34, 52, 53)"
     reason = reason.fillna(differ.astype("string").where(apart))
     outside = age.notna() & ~age.between(*AGES_YEARS)

@@ -131,7 +131,7 @@ def test_whole_years_are_kept_where_birth_or_visit_is_unknown(tmp_path):
     assert table["age_years"].tolist() == pytest.approx([exact, 61, 61, exact], abs=5e-4)
 
 
-@pytest.mark.parametrize(("whole", "kept"), [("61", True), ("60", False), ("62", True), ("63", False)])
+@pytest.mark.parametrize(("whole", "kept"), [("61", True), ("60", False), ("62", False), ("63", False)])
 def test_an_age_that_contradicts_birth_and_visit_is_listed(tmp_path, whole, kept):
     text = f"eid,21003-2.0,34-0.0,52-0.0,53-2.0\n1000001,{whole},1955,6,2016-09-15\n1000002,61,1955,6,2016-09-15\n"
     reader = cohort(tmp_path, text)
@@ -284,11 +284,18 @@ def test_an_empty_root_says_what_is_expected(tmp_path):
         UKBiobank(tmp_path, "head").table()
 
 
-@pytest.mark.parametrize("name", ["w12345_20250101.csv", "w12345.txt", "lists/withdraw12345_7_2024.txt"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "w12345_20250101.csv", "w12345.txt", "lists/withdraw12345_7_2024.txt", "12345_withdrawals.csv",
+        "participant_withdrawals.txt", "w12345.tsv", "w12345_20240101", "a/b/c/W12345.dat",
+    ],
+)  # fmt: skip
 def test_who_withdrew_is_listed_and_the_zip_is_not_opened(tmp_path, name, monkeypatch):
     reader = cohort(tmp_path)
-    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
     (tmp_path / name).write_text("1000001\n4999999\n")
+    assert reader.notes() == [f"withdrawal lists read: {name} (2)"]
     opened = []
 
     def watched(file, member):
@@ -303,6 +310,23 @@ def test_who_withdrew_is_listed_and_the_zip_is_not_opened(tmp_path, name, monkey
     ]
     assert opened == ["1000002_20252_2_0.zip"]
     assert reader.without_scan() == []
+
+
+def test_a_root_without_a_list_or_with_one_in_another_form_says_so(tmp_path):
+    reader = cohort(tmp_path)
+    none = f"no withdrawal list found below {tmp_path}: name it with data.options.withdrawn"
+    assert reader.notes() == [none]
+    (tmp_path / "withdrawals.xlsx").write_bytes(b"PK")
+    assert reader.notes() == [none, "called like a withdrawal list, not read: withdrawals.xlsx; save it as CSV"]
+
+
+def test_ids_with_zeros_in_front_and_zips_in_capitals_are_the_same_people(tmp_path):
+    (tmp_path / "w123.csv").write_text("01000003\n")
+    reader = cohort(tmp_path, TABLE.replace("1000001", "01000001") + "1000003,0,55,11025\n", "01000002_2", "1000003_2")
+    zips(tmp_path, "1000001_2")
+    (tmp_path / "1000001_20252_2_0.zip").rename(tmp_path / "1000001_20252_2_0.ZIP")
+    assert reader.table().table["participant_id"].tolist() == ["1000001", "1000002"]
+    assert reasons(reader) == ["withdrawn"]
 
 
 def test_all_lists_are_honoured_and_named_ones_must_be_there(tmp_path):
