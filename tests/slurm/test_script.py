@@ -30,7 +30,7 @@ def fake(tmp_path, monkeypatch) -> Path:
     calls, queue, folder = tmp_path / "calls", tmp_path / "queue", tmp_path / "bin"
     folder.mkdir()
     queue.write_text("")
-    for name in ("srun", "scontrol", "sbatch", "squeue", "sacct"):
+    for name in ("srun", "scontrol", "sbatch", "squeue", "sacct", "sleep"):
         (folder / name).write_text(FAKE.format(calls=calls, queue=queue))
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -83,7 +83,7 @@ def test_the_code_of_the_warning_requeues_the_job_and_no_other_does(fake, code, 
     assert bash(script, FAKE_CODE=str(code)).returncode == code
     calls = fake.read_text().splitlines()
     assert len([call for call in calls if call.startswith("srun")]) == 1  # the steps behind it are not tried
-    assert ("scontrol requeue 77" in calls) == requeued
+    assert (calls[1:] == ["scontrol requeue 77", "sleep 600"]) == requeued  # who leaves by itself has failed
 
 
 def test_an_array_gives_each_member_its_number(fake):
