@@ -87,6 +87,18 @@ class BIDS(CohortReader):
         """People of the tables of whom there is no image, or no row of the table of regional values."""
         return sorted(self._known - set(with_table_ids(self._scans(), self._known)["participant_id"].dropna()))
 
+    def notes(self) -> list[str]:
+        """How many later visits the one diagnosis of the table of people could not, or was told to, speak for."""
+        scans = with_table_ids(self._scans(), self._known)
+        later = int(complete_visits(self._tables, self.options, self._imaged(scans))["one_diagnosis"].sum())
+        if not later:
+            return []
+        what = "have that of the first" if self.options.one_diagnosis == "all" else "have none"
+        return [
+            f"{later} later sessions of people with one diagnosis in the table of people {what} "
+            f"(data.options.one_diagnosis={self.options.one_diagnosis})"
+        ]
+
     def contract(self) -> InputContract:
         return self._contract
 

@@ -12,7 +12,7 @@ AUTO = "auto"
 CODES = {"sex_codes": ("F", "M", "NA"), "diagnosis_codes": ("CN", "MCI", "AD", "other", "NA")}
 TAKEN = (  # columns that no table of the dataset may fill
     "cohort", "run", "split", "path", "label", "joined", "source", "reason", "scan_reason", "age_reason", "person_age",
-    "person_age_reason",
+    "person_age_reason", "one_diagnosis",
 )  # fmt: skip
 
 
@@ -41,10 +41,14 @@ class Options:
     sessions: dict[str, dict[str, str]] = field(default_factory=dict)
     sex_codes: dict[str, str] = field(default_factory=dict)  # {"1": M, "2": F}; F, M or NA
     diagnosis_codes: dict[str, str] = field(default_factory=dict)  # {Healthy: CN}; CN, MCI, AD, other or NA
-    age_unit: Literal["", "years", "months", "days"] = ""  # "": Units of participants.json, else years
+    # "": Units of participants.json, else the unit in its Description, else years
+    age_unit: Literal["", "years", "months", "weeks", "days"] = ""
     # several sessions, but one age in participants.tsv and no acq_time: "": all are listed as of unknown age, "first":
     # it is that of the first session and the others are listed, "all": it is given to all (ages of later ones too low)
     one_age: Literal["", "first", "all"] = ""
+    # several sessions, but one diagnosis in participants.tsv: "first": that of the first session alone (who had MCI may
+    # have AD later), "all": it is given to all
+    one_diagnosis: Literal["first", "all"] = "first"
     same_age_years: float = 1.0  # participants.tsv and sessions.tsv may differ by so much before a person is listed
     sidecars: bool = False  # site (if no table has one), manufacturer, field_tesla from each image's .json: slower
 

@@ -18,7 +18,7 @@ from brainage.config import nearest
 from brainage.errors import DataError
 from data_modules.bids_options import Options
 from data_modules.sheet_dates import NO_YEAR, dates
-from data_modules.sheets import columns, numbers, read_sheet, refuse_months, sexes, years
+from data_modules.sheets import MISSING, columns, numbers, read_sheet, refuse_months, sexes, years
 
 SPELLINGS = {
     "participant_id": ("participant_id", "subject_id", "participant", "subject", "mrid", "ptid", "id"),
@@ -50,7 +50,17 @@ FACTS = {
     **dict.fromkeys(KEYS, "string"), "age_years": "float64", "age_reason": "string", "sex": "string",
     "diagnosis": "string", "acq_time": "string", "visit_years": "string", "source": "string", "reason": "string",
 }  # fmt: skip
-_UNITS = {"years": 1.0, "months": 12.0, "days": 365.25}
+_UNITS = {"years": 1.0, "months": 12.0, "weeks": 365.25 / 7, "days": 365.25}
+_WORDS = {"y": "years", "yr": "years", "yrs": "years", "year": "years", "mo": "months", "mos": "months",
+          "mth": "months", "month": "months", "wk": "weeks", "wks": "weeks", "week": "weeks", "d": "days",
+          "day": "days", "a": "years"} | {unit: unit for unit in _UNITS}  # fmt: skip
+_IN_UNITS = (
+    re.compile(  # of a Description: "age in months", "age (weeks)", "days of age"; not "age on the day of the scan"
+        r"\bin\s+(?:(?:completed?|whole|full|decimal|rounded)\s+)?(years|months|weeks|days)\b"
+        r"|[(\[](years?|months?|weeks?|days?)[)\]]|\b(years|months|weeks|days)\s+(?:of age|old)\b",
+        re.IGNORECASE,
+    )
+)
 
 
 class Tables(NamedTuple):
@@ -186,13 +196,32 @@ class _Reading:
         return facts
 
     def _ages(self, column: pd.Series, file: Path) -> tuple[pd.Series, pd.Series]:
-        described = str(self._said_of(column, "Units")).lower()
-        unit: str = self.options.age_unit or next((unit for unit in _UNITS if described.startswith(unit[:-1])), "years")
+        unit: str = self.options.age_unit or self._age_unit(column, file)
         ages, reasons = years(column)
         if unit == "years":
             refuse_months(ages, file)
         bare = numbers(column)  # where a cell names its own unit, it is converted already
         return (bare / _UNITS[unit]).fillna(ages), reasons
+
+    def _age_unit(self, column: pd.Series, file: Path) -> str:
+        """The unit that participants.json gives: of Units (or Unit), else the one that the Description names."""
+        written = str(self._said_of(column, "Units") or self._said_of(column, "Unit")).strip()
+        written = "" if written in MISSING else written
+        named = [_WORDS[word] for word in re.findall(r"[a-z]+", written.lower()) if word in _WORDS and word != "a"]
+        unit = _WORDS.get(written.lower()) or next(iter(named), "")
+        if written and not unit:
+            raise DataError(
+                f"{file.with_suffix('.json')}: Units of {column.name!r} are {written!r}: expected years, months, weeks "
+                "or days; name them with data.options.age_unit"
+            )
+        found = _IN_UNITS.findall(str(self._said_of(column, "Description")))
+        said = {_WORDS[word.lower()] for words in found for word in words if word}
+        if len(said) > 1 and not unit:
+            raise DataError(
+                f"{file.with_suffix('.json')}: the Description of {column.name!r} names {' and '.join(sorted(said))}: "
+                "which is it? Name it with data.options.age_unit"
+            )
+        return unit or next(iter(said), "years")
 
     def _sexes(self, column: pd.Series, file: Path) -> pd.Series:
         codes = {code.lower(): sex for code, sex in self.options.sex_codes.items()}

@@ -18,9 +18,18 @@ from data_modules.bids_people import KEYS, Tables
 from data_modules.sheets import numbers
 
 DAYS_A_YEAR = 365.25
+EPOCH = pd.Timestamp(1970, 1, 1)
 OF_A_PERSON = ("sex", "apoe4", "education_years")  # said once, true of every visit
 OF_THEIR_DAY = ("mmse", "cdr")  # said of the person, they are of no known visit where there are several
-NOT_EXTRA = ("age_reason", "acq_time", "person_age", "person_age_reason", "reason", "source")  # only on the way
+NOT_EXTRA = (
+    "age_reason",
+    "acq_time",
+    "person_age",
+    "person_age_reason",
+    "reason",
+    "source",
+    "one_diagnosis",
+)  # on the way
 
 
 def complete_visits(tables: Tables, options: Options, imaged: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -29,7 +38,7 @@ def complete_visits(tables: Tables, options: Options, imaged: pd.DataFrame | Non
     `imaged` (participant_id as in the tables, session_id, acq_time) are the sessions of which there are images: they
     are the visits of those whom the tables give none. Without it such a person has one visit, without a name.
     """
-    visits, sexes = _with_people(tables, imaged)
+    visits, sexes = _with_people(tables, imaged, options.one_diagnosis)
     person = visits.groupby("participant_id", sort=False)
     for name in OF_A_PERSON:
         if name in visits:
@@ -54,8 +63,11 @@ def natural(label: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", label)]
 
 
-def _with_people(tables: Tables, imaged: pd.DataFrame | None) -> tuple[pd.DataFrame, pd.Series]:
-    """Visits, named or not, with what is said of their people filled in; and of each visit the sexes that are said."""
+def _with_people(tables: Tables, imaged: pd.DataFrame | None, one_diagnosis: str) -> tuple[pd.DataFrame, pd.Series]:
+    """Visits, named or not, with what is said of their people filled in; and of each visit the sexes that are said.
+
+    `one_diagnosis` marks the later visits of people whose only diagnosis is that of the table of people.
+    """
     rows = tables.people.drop(columns=["session_id", "acq_time", "visit_years"])
     rows = rows.rename(columns={"age_years": "person_age", "age_reason": "person_age_reason"})
     visits = pd.concat([tables.visits, _unnamed(tables, imaged)], ignore_index=True)
@@ -68,9 +80,12 @@ def _with_people(tables: Tables, imaged: pd.DataFrame | None) -> tuple[pd.DataFr
         if name in rows:
             theirs = f"{name}_of_person" if f"{name}_of_person" in visits else name
             visits[theirs] = visits[theirs].where(alone)
+    later = undiagnosed & ~_is_first(visits)
+    visits["one_diagnosis"] = later & visits["diagnosis_of_person"].notna()
+    theirs_too = undiagnosed if one_diagnosis == "all" else undiagnosed & ~later
     for name in [name for name in visits if name.endswith("_of_person")]:
         ours = name.removesuffix("_of_person")
-        said = visits[name].where(undiagnosed) if ours.startswith("diagnosis") else visits[name]
+        said = visits[name].where(theirs_too) if ours.startswith("diagnosis") else visits[name]
         visits[ours] = visits[ours].fillna(said)
         visits = visits.drop(columns=name)
     return visits, sexes
@@ -133,7 +148,12 @@ def _complete_ages(visits: pd.DataFrame, one_age: str) -> tuple[pd.Series, pd.Se
 
 
 def _is_first(visits: pd.DataFrame) -> pd.Series:
-    order = sorted(visits.index, key=lambda row: natural(visits.at[row, "session_id"]))
+    """Of each person the earliest visit: by acq_time or else age, where every visit has it; else by session label."""
+    order_of = pd.Series(0.0, index=visits.index)
+    for days in (visits["age_years"] * DAYS_A_YEAR, (visits["acq_time"] - EPOCH).dt.days):
+        whole = days.notna().groupby(visits["participant_id"]).transform("all")
+        order_of = days.astype("float64").where(whole, order_of)
+    order = sorted(visits.index, key=lambda row: (order_of[row], natural(visits.at[row, "session_id"])))
     return ~visits.loc[order].duplicated("participant_id").reindex(visits.index)
 
 

@@ -26,7 +26,8 @@ _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
 _RANGE = re.compile(r"\s*\d+([.,]\d+)?\s*(-|–|to)\s*\d+([.,]\d+)?\s*(y|yrs|years)?\s*", re.IGNORECASE)
 _BOUND = re.compile(r"\s*([<>]=?\s*\d+([.,]\d+)?|\d+([.,]\d+)?\s*\+)\s*")
 _UNITS = {"y": 1.0, "yr": 1.0, "yrs": 1.0, "year": 1.0, "years": 1.0, "m": 1 / 12, "mo": 1 / 12, "month": 1 / 12,
-          "months": 1 / 12, "d": 1 / 365.25, "day": 1 / 365.25, "days": 1 / 365.25}  # fmt: skip
+          "months": 1 / 12, "w": 7 / 365.25, "wk": 7 / 365.25, "wks": 7 / 365.25, "week": 7 / 365.25,
+          "weeks": 7 / 365.25, "d": 1 / 365.25, "day": 1 / 365.25, "days": 1 / 365.25}  # fmt: skip
 _WITH_UNIT = re.compile(rf"\s*({_NUMBER.pattern})\s*({'|'.join(_UNITS)})\s*", re.IGNORECASE)
 
 

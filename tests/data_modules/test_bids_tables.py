@@ -276,3 +276,44 @@ def test_a_table_of_regions_that_cannot_be_used_says_why(tmp_path, options, word
 def test_tables_of_the_tiny_dataset_are_as_meant():
     assert table("a b\n 1 2") == "a\tb\n1\t2\n"
     assert image_path("01//2") == "sub-01/anat/sub-01_run-2_T1w.nii.gz"
+
+
+@pytest.mark.parametrize(
+    ("said", "age"),
+    [({"Units": "weeks"}, 10.0), ({"Units": "wk"}, 10.0), ({"Unit": "mo"}, 43.5), ({"Units": "month(s)"}, 43.5),
+     ({"Description": "Age in completed months"}, 43.5), ({"Description": "age (days)"}, 1.429),
+     ({"Description": "age on the day of the scan"}, 522), ({"Units": "yrs", "Description": "age in months"}, 522)],
+)  # fmt: skip
+def test_a_unit_is_understood_by_any_of_its_names(tmp_path, said, age):
+    people = "participant_id age\n sub-01 522\n sub-02 20\n sub-03 20"
+    root = tiny_bids(tmp_path, people, images=IMAGES, described={"participants": json.dumps({"age": said})})
+    found = BIDS(root, "head").people()
+    ages = {**dict(zip(found.table["participant_id"], found.table["age_years"], strict=True))}
+    reasons = " ".join(found.dropped["reason"])
+    assert ages.get("01", 522) == pytest.approx(age, abs=0.01), reasons
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [({"Units": "fortnights"}, r"Units of 'age' are 'fortnights': expected years, months, weeks or days"),
+     ({"Description": "in years (months)"}, r"Description of 'age' names months and years: which is it")],
+)  # fmt: skip
+def test_a_unit_that_is_not_known_is_refused(tmp_path, said, message):
+    described = {"participants": json.dumps({"age": said})}
+    root = tiny_bids(tmp_path, "participant_id age\n sub-01 30", images=IMAGES[:1], described=described)
+    with pytest.raises(DataError, match=message):
+        BIDS(root, "head").table()
+    assert len(BIDS(root, "head", options={"age_unit": "years"}).table().table) == 1
+
+
+def test_the_one_diagnosis_of_a_person_is_that_of_the_first_visit_unless_told_otherwise(tmp_path):
+    people = "participant_id sex diagnosis\n sub-01 F MCI\n sub-02 M MCI"
+    visits = {"01": "session_id age\n pre 30\n post 33", "02": "session_id age\n pre 40"}
+    root = tiny_bids(tmp_path, people, sessions=visits, images=["01/pre", "01/post", "02/pre"])
+    for option, said in (({}, {"pre": "MCI", "post": ""}), ({"one_diagnosis": "all"}, {"pre": "MCI", "post": "MCI"})):
+        reader = BIDS(root, "head", options=option)
+        found = reader.table().table.set_index(["participant_id", "session_id"])["diagnosis"].fillna("")
+        assert found["01"].to_dict() == said
+        assert found["02"].to_dict() == {"pre": "MCI"}
+        (note,) = reader.notes()
+        assert note.startswith("1 later sessions of people with one diagnosis")
