@@ -108,9 +108,15 @@ class Cluster:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def start_requeued(self, number: str, log: Path, seconds: float = 60, *changes: str) -> None:
-        """Wait until a job is back in the queue and let it start at once: Slurm itself waits two minutes."""
+        """Wait until a job is back in the queue and its first go is over (which would be taken for the end of the
+        second), and let it start at once: Slurm itself waits two minutes."""
+        over = f"[{number}.batch] done with job"
         until(
-            lambda: self.job(number)["Restarts"] != "0" and self.job(number)["JobState"] == "PENDING",
+            lambda: (
+                self.job(number)["Restarts"] != "0"
+                and self.job(number)["JobState"] == "PENDING"
+                and over in read(self.folder / "slurmd_n1.log")
+            ),
             seconds, f"requeue of job {number}", lambda: read(log) + self.told(),
         )  # fmt: skip
         self.command("scontrol", "update", f"JobId={number}", "StartTime=now", *changes)

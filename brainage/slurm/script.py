@@ -19,7 +19,7 @@ step() {{
   srun "$@" || code=$?
   if [ "$code" -eq {128 + AGAIN} ]; then
     echo "$(date '+%F %T') job $SLURM_JOB_ID stopped in time and is requeued"
-    scontrol requeue "$SLURM_JOB_ID" && sleep 600  # until Slurm ends this script; its own end would count as a failure
+    scontrol requeue "$SLURM_JOB_ID" && sleep 600  # Slurm ends this script; it reports no end of its own
   fi
   if [ "$code" -ne 0 ]; then exit "$code"; fi
 }}"""
