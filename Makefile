@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 EXP    ?= openbhb_exp
 DATA   ?=
+STUDY  ?= losses
+LAUNCHER ?=
 RUN    ?=
 OUT    ?= demo_data/openbhb
 ARGS   ?=
@@ -12,7 +14,7 @@ READY  := $(VENV)/.ready
 DATA_ARG := $(if $(DATA),--data "$(DATA)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint experiments simulate prepare inspect split pretrain evaluate report check doctor ui clean
+.PHONY: help install demo test test-slow lint experiments simulate prepare inspect split pretrain evaluate report study check doctor ui clean
 
 help: ## print the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -60,6 +62,9 @@ evaluate: $(READY) ## embeddings, probes, baselines, report: RUN= [DATA=]
 
 report: $(READY) ## write report.html again: RUN=
 	$(BIN)/brainage report "$(RUN)" $(ARGS)
+
+study: $(READY) ## arms x seeds, compared over seeds: STUDY=losses (ARGS="--small", "data.root=DIR")
+	$(BIN)/brainage study $(STUDY) $(ARGS)
 
 check: $(READY) ## the battery any cohort must pass: EXP= DATA=
 	$(BIN)/brainage check $(EXP) $(DATA_ARG) $(ARGS)

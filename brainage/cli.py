@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from brainage.errors import BrainageError
+from brainage.studies.command import add_study_command
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -324,6 +325,14 @@ def _cohort(experiment: Any) -> Any:
 
     return CohortDataModule(experiment.data, seed=experiment.seed, overfit_batches=experiment.trainer.overfit_batches)
 
+
+def _layouts() -> Any:
+    from data_modules.simulated import LAYOUTS
+
+    return LAYOUTS
+
+
+add_study_command(app, _cohort, _layouts)
 
 if __name__ == "__main__":
     main()
