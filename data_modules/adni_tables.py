@@ -155,7 +155,7 @@ def _rows(file: Path, wanted: list[str], *, by_visit: bool = True) -> pd.DataFra
     for name in sheet.columns:
         sheet[name] = sheet[name].mask(sheet[name].isin(NO_VALUE), pd.NA)
     cells = {ours: sheet[found[ours]] for ours in wanted if ours in found}
-    rows = pd.DataFrame({"file": str(file), "person": sheet[found["person"]]})
+    rows = pd.DataFrame({"file": str(file), "person": sheet[found["person"]].str.upper()})
     rows["visit"] = (
         sheet[found["visit"]].map(visit_code, na_action="ignore") if by_visit and "visit" in found else pd.NA
     )

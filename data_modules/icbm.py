@@ -100,7 +100,7 @@ class ICBM(LoniReader):
         files = self.prepared_files()
         labels = search["participant_id"].drop_duplicates()
         people = dict(zip(labels.str.replace("_", "", regex=False), labels, strict=True))
-        files["participant_id"] = files["label"].map(people).astype("string").fillna(files["label"])
+        files["participant_id"] = files["label"].str.upper().map(people).astype("string").fillna(files["label"])
         said = search[search["disputed"].isna()].drop(columns="image_id").sort_values(["participant_id", "date"])
         said = said.drop_duplicates(["participant_id", "date"])
         only = said[~said["participant_id"].duplicated(keep=False)].set_index("participant_id")["date"]

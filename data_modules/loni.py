@@ -42,8 +42,13 @@ _NAMED_ID = re.compile(r"_I(\d+)(?=[_.])")
 _LABELS = re.compile(r"_(mask|seg|labels?|aseg|DLMUSE)$", re.IGNORECASE)
 _IS_T1 = re.compile(r"MP-?[ _]?RAGE|MPR|SPGR|(?<![A-Za-z0-9])M?T1(?!\d)", re.IGNORECASE)
 _IS_OTHER = re.compile(
-    r"FLAIR|T2|DTI|DWI|PET|BOLD|f-?MRI|rest|locali[sz]er|scout|ASL|perfusion|calibration|mask|segment|field.?map",
+    r"FLAIR|T2|DTI|DWI|(?<!re)PET|BOLD|f-?MRI|(?<![A-Za-z])rest(?:ing)?(?![A-Za-z])|locali[sz]er|scout|ASL|perfusion"
+    r"|calibration|mask|segment|field.?map|T1[ _-]?map|(?<![A-Za-z])(?:maps?|MOLLI|post|gd|ce)(?![A-Za-z])"
+    r"|(?<![A-Za-z])gad|\+C(?![A-Za-z])|(?<!pre)(?<!pre.)(?<!non)(?<!non.)(?<!without.)contrast",
     re.IGNORECASE,
+)
+_IS_SPIN_ECHO = re.compile(  # its T1 has another contrast than the gradient echoes that are read here
+    r"^(?!.*(?:MP-?[ _]?RAGE|MPR|SPGR)).*(?:(?<![A-Za-z])[TF]?SE(?![A-Za-z])|spin.?echo)", re.IGNORECASE
 )
 PREFERENCES: dict[str, str] = {  # the T1 of a session, first difference decides; a match of the pattern is worse
     "no repeat": r"repeat|MPR-R(?![a-z])|[ _-]rep(?![a-z])",
@@ -90,23 +95,24 @@ def read_search(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 def find_images(root: Path, is_person: Callable[[str], bool]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Files of the tree below `root`, up to three folders above the people's own, and what is left out.
 
-    Columns: participant_id, image_id (digits), series, acquired (the date folder), date, shows (head, brain, labels: by
-    the end of the file name, _brain or _mask), path. Folders are listed, no file is opened.
+    Columns: participant_id (capitals), image_id (digits), series, acquired (the date folder), date, shows (head,
+    brain, labels: by the end of the file name, _brain or _mask), path. Folders are listed, no file is opened.
     """
     rows: list[tuple] = []
     left_out: list[tuple] = []
     for folder in _people(root, is_person, depth=3):
+        person = folder.name.upper()  # tables and folders differ in letter case
         for place, names in _folders_with_files(folder):
             where = place.relative_to(root).as_posix()
             files = sorted(name for name in names if name.endswith((".nii", ".nii.gz")))
             parts = place.relative_to(folder).parts
             if not files:
-                left_out.append((folder.name, where, f"no NIfTI file among its {len(names)}; download or convert it"))
+                left_out.append((person, where, f"no NIfTI file among its {len(names)}; download or convert it"))
             elif len(parts) != 3 or not _DATE_FOLDER.fullmatch(parts[1]):
                 reason = "not in folders of series, date and time, and image id"
-                left_out += [(folder.name, f"{where}/{name}", reason) for name in files]
+                left_out += [(person, f"{where}/{name}", reason) for name in files]
             else:
-                rows += _image_rows(folder.name, parts, where, files, left_out)
+                rows += _image_rows(person, parts, where, files, left_out)
     names = ["participant_id", "image_id", "series", "acquired", "shows", "path"]
     images = pd.DataFrame(rows, columns=names, dtype="string")
     images["date"] = label_dates(images["acquired"].str.slice(0, 10))
@@ -141,14 +147,15 @@ def without_file(search: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
 
 
 def is_t1(description: pd.Series) -> pd.Series:
-    """Whether the words of a series mean a T1-weighted anatomical image.
+    """Whether the words of a series mean a T1-weighted anatomical image: a gradient echo, no contrast agent, no map.
 
     >>> words = ["MP-RAGE REPEAT", "Accelerated_Sag_IR-FSPGR", "MT1; GradWarp; N3m", "Sag_T1", "Axial T2 FLAIR", "DTI"]
     >>> is_t1(pd.Series(words)).tolist()
     [True, True, True, True, False, False]
     """
     text = description.astype("string").fillna("")
-    return text.str.contains(_IS_T1.pattern, flags=re.I) & ~text.str.contains(_IS_OTHER.pattern, flags=re.I)
+    other = text.str.contains(_IS_OTHER.pattern, flags=re.I) | text.str.contains(_IS_SPIN_ECHO.pattern, flags=re.I)
+    return text.str.contains(_IS_T1.pattern, flags=re.I) & ~other
 
 
 def one_each(images: pd.DataFrame, by: list[str], what: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -184,7 +191,7 @@ def _search_frame(sheet: pd.DataFrame, found: dict[str, str], file: Path) -> pd.
     cell = {ours: sheet[found[ours]] if ours in found else nothing for ours in SEARCH}
     ages, reasons = years(cell["age"])
     refuse_months(ages, file)
-    rows = pd.DataFrame({"image_id": image_ids(cell["image_id"]), "participant_id": cell["person"]})
+    rows = pd.DataFrame({"image_id": image_ids(cell["image_id"]), "participant_id": cell["person"].str.upper()})
     rows = rows.assign(
         date=dates(cell["date"], file), age_years=ages, age_reason=reasons, sex=sexes(cell["sex"], file, {})
     )
@@ -197,7 +204,7 @@ def _people(root: Path, is_person: Callable[[str], bool], depth: int) -> list[Pa
     with os.scandir(root) as listing:
         names = sorted(entry.name for entry in listing if entry.is_dir() and not entry.name.startswith("."))
     for name in names:
-        if is_person(name):
+        if is_person(name.upper()):
             found.append(root / name)
         elif depth and name not in NOT_PEOPLE:
             found += _people(root / name, is_person, depth - 1)

@@ -34,7 +34,7 @@ from data_modules.volumes import NATIVE, PREPARED, contract_like, native_contrac
 _FILE = ["participant_id", "session_id", "run", "path"]
 _SESSION = re.compile(r"^d(\d{4,5})$")
 _PERSON = re.compile(r"^OAS3\d{4}$")
-_FOLDER = re.compile(r"(?:^|/)(OAS3[^/_]*)_MR_([^/]*)/")
+_FOLDER = re.compile(r"(?:^|/)(OAS3[^/_]*)_MR_([^/]*)/", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,9 @@ class OASIS3(CohortReader):
         found = found[found["extension"] != ".npy"]
         if "sess" in found:
             found = found.assign(session_id=found["session_id"].where(found["session_id"] != "", found["sess"]))
-        found = found[_FILE]
+        found = found[_FILE].assign(
+            participant_id=found["participant_id"].str.upper(), session_id=found["session_id"].str.lower()
+        )
         wrong = _unreadable_labels(found)
         left_out = [bare[[*_FILE, "reason"]], found[wrong.notna()].assign(reason=wrong.dropna())]
         found = found[wrong.isna()].assign(order=lambda rows: numbers_of(rows["run"]).fillna(0))
@@ -202,6 +204,7 @@ def _unreadable_labels(found: pd.DataFrame) -> pd.Series:
     """Why a file cannot be told a person and a day, NA where it can: by its name, which its folder may not belie."""
     reason = pd.Series(pd.NA, index=found.index, dtype="string")
     folder = found["path"].str.extract(_FOLDER)
+    folder = pd.DataFrame({0: folder[0].str.upper(), 1: folder[1].str.lower()})
     belied = folder[0].notna() & ((folder[0] != found["participant_id"]) | (folder[1] != found["session_id"]))
     said = (
         "folder says " + folder[0] + " " + folder[1] + ", file " + found["participant_id"] + " " + found["session_id"]

@@ -251,3 +251,8 @@ def test_dates_with_the_day_first_give_the_ages_of_those_with_the_month_first(tm
         table.loc[len(table)] = {**table.iloc[0], "VISCODE": "m06", "EXAMDATE": later}
         visits = read_visits(small.write(tmp_path / form[1:2] / form[4:5], table))
         assert visits["age_years"].round(2).tolist() == [71.5, 72.07, 72.52, 73.5], form
+
+
+def test_people_in_small_letters_are_the_same_people(tmp_path):
+    visits = read_visits(small.write(tmp_path, small.merge(PTID=small.PERSON.lower())))
+    assert set(visits["participant_id"]) == {small.PERSON}

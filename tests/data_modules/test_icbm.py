@@ -128,3 +128,10 @@ def test_prepared_maps_join_by_date_or_by_the_only_date(root):
         [PERSON, "20060914", 41.0], ["UCLA_0001", "20060914", 30.0],
     ]  # fmt: skip
     assert dropped["reason"].tolist() == ["session '3' is no date at which the image-search CSV has this person"]
+
+
+def test_subjects_in_small_letters_are_the_same_people(root):
+    expected = ICBM(root, "head").table().table["participant_id"].tolist()
+    for file in root.glob("*.csv"):
+        file.write_text(file.read_text().replace("MNI_", "mni_"))
+    assert ICBM(root, "head").table().table["participant_id"].tolist() == expected

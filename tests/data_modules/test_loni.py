@@ -65,6 +65,20 @@ def test_unknown_sexes_and_columns_of_months_are_refused(tmp_path):
         searched(tmp_path, small.search({"Image Data ID": "I1", "Age": "864"}))
 
 
+def test_a_person_is_one_in_any_letter_case(tmp_path):
+    rows, _ = searched(tmp_path, small.search({"Image Data ID": "I7", "Subject": small.PERSON.lower()}))
+    small.image(tmp_path, 7, "2006-05-02", person=small.PERSON.lower())
+    images, _ = find_images(tmp_path, is_person)
+    assert rows["participant_id"].tolist() == images["participant_id"].tolist() == [small.PERSON]
+
+
+def test_a_folder_that_is_no_date_is_listed(tmp_path):
+    small.image(tmp_path, 7, "2006-13-02")
+    images, left_out = find_images(tmp_path, is_person)
+    assert images.empty
+    assert left_out["reason"].tolist() == ["folder 2006-13-02_12_31_52.0 is no date"]
+
+
 # Tree
 
 
@@ -127,7 +141,11 @@ def test_disputed_images_and_rows_without_a_file_are_listed(tmp_path):
     ("series", "expected"),
     [("MPR; ; N3; Scaled_2", True), ("MT1; GradWarp; N3m", True), ("SAG 3D FSPGR", True), ("3D T1", True),
      ("t1_mprage_sag", True), ("Axial rsfMRI (Eyes Open)", False), ("T2_TSE", False), ("Hippocampal Mask", False),
-     ("ADNI Brain PET: Raw", False), ("3 Plane Localizer", False), ("B1-Calibration Body", False)],
+     ("ADNI Brain PET: Raw", False), ("3 Plane Localizer", False), ("B1-Calibration Body", False),
+     ("Forest_MPRAGE", True), ("MPRAGE repetition 2", True), ("T1 pre-contrast", True), ("resting T1", False),
+     ("T1_rest", False), ("T1 map", False), ("T1map_MOLLI", False), ("MPRAGE_MAPS", False), ("T1 post gad", False),
+     ("MPRAGE_GAD", False), ("T1 +C", False), ("SPGR post-contrast", False), ("T1_SE_sag", False), ("AX T1 TSE", False),
+     ("MPRAGE SENSE2", True), ("T1 spin echo", False)],
 )  # fmt: skip
 def test_series_are_t1_by_their_words(series, expected):
     assert is_t1(pd.Series([series])).tolist() == [expected]

@@ -326,3 +326,15 @@ def test_the_nearest_visit_that_says_something_is_joined(scans, visits, window):
         else:
             assert pd.isna(row.diagnosis)
             assert np.isnan(row.days_to_clinical)
+
+
+def test_numbers_in_small_letters_are_the_same_people(tmp_path):
+    root = small.write_cohort(tmp_path)
+    expected = OASIS3(root, "head").table().table
+    people = next(root.glob("*demographics*"))
+    people.write_text(people.read_text().replace("OAS30", "oas30"))
+    (root / "OAS30002_MR_d0000").rename(root / "oas30002_MR_d0000")
+    image = next((root / "oas30002_MR_d0000").rglob("*.nii.gz"))
+    image.rename(image.with_name(image.name.replace("OAS3", "oas3")))
+    found = OASIS3(root, "head").table().table
+    pd.testing.assert_frame_equal(found.drop(columns="path"), expected.drop(columns="path"))
