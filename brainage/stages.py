@@ -30,7 +30,7 @@ from brainage.config import (
     read_experiment,
     run_folder,
 )
-from brainage.data.exclusion import REASON
+from brainage.data.reasons import left_out_lines
 from brainage.data.source import ScanSource
 from brainage.errors import CheckpointError, ConfigError
 from brainage.runtime import choose_device, console, print_panel, set_threads, warn
@@ -111,15 +111,8 @@ def prepare_stage(data: ScanSource) -> None:
         store = data.prepare(advance)
     console().print(f"store {store.path}: {len(store)} scans, {store.nbytes / 2**30:.2f} GiB", soft_wrap=True)
     if len(store.dropped):
-        reasons = store.dropped["reason"]
-        damaged, ruled = reasons.str.startswith("damaged: "), reasons.str.startswith(REASON)
-        first = store.dropped[damaged if damaged.any() else damaged.notna()].iloc[0]
-        other = len(reasons) - damaged.sum() - ruled.sum()
-        warn(
-            f"{len(reasons)} scans left out ({damaged.sum()} damaged, {ruled.sum()} by data.exclude, {other} not "
-            f"usable by the cohort's tables); {store.path / 'dropped.tsv'} lists each with its reason; "
-            f"for example {first['participant_id']}: {first['reason']}"
-        )
+        for line in left_out_lines(store.dropped, store.path / "dropped.tsv"):
+            warn(line)
 
 
 def prepare_together(experiment: Experiment, data: ScanSource) -> None:

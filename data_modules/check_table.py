@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 import pandas as pd
 
 from brainage.data.conversion import OUTCOMES
+from brainage.data.reasons import count_kinds
 from brainage.data.table import DROPPED_COLUMNS, OLDEST_YEARS, PERSON, person_keys, scan_keys, validate
 from data_modules.check_inspected import Inspected, WrongError
 
@@ -127,8 +128,7 @@ def left_out(cohort: Inspected) -> str:
     both = set(absent) & set(cohort.table.table["participant_id"])
     if both:
         raise WrongError(f"{min(both)} has a scan in the table and is listed as never scanned")
-    reasons = dropped["reason"].value_counts().head(3)
-    found = "; ".join(f"{count} x {reason}" for reason, count in reasons.items()) or "nobody"
+    found = "; ".join(f"{count} x {kind}" for kind, count in count_kinds(dropped["reason"])[:3]) or "nobody"
     return found + (f"; {len(absent)} people never scanned so" if absent else "")
 
 

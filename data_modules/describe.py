@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from brainage.data.reasons import count_kinds
 from brainage.data.table import SPLITS, person_keys
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ def describe(data: CohortDataModule) -> dict[str, str]:
         lines |= data.overlaps.lines(data.split)
     dropped = data.listed.dropped
     if len(dropped):
-        reasons = dropped["reason"].value_counts()
-        shown = "; ".join(f"{reason} ({count})" for reason, count in reasons.head(3).items())
-        lines["dropped"] = f"{len(dropped)}: {shown}" + ("; ..." if len(reasons) > 3 else "")
+        kinds = count_kinds(dropped["reason"])
+        shown = "; ".join(f"{kind} ({count})" for kind, count in kinds[:3])
+        lines["dropped"] = f"{len(dropped)}: {shown}" + ("; ..." if len(kinds) > 3 else "")
     lines |= _excluded(data)
     absent = [person for member in data.members for person in member.reader.without_scan()]
     if absent:

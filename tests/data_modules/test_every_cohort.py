@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from brainage.data.table import read_tsv
+from brainage.data.reasons import count_kinds, kind_of, other_images
+from brainage.data.table import finish_dropped, read_tsv
 from data_modules import COHORTS
 from data_modules.check import CHECKS, inspect_cohort, run_check
 from data_modules.simulated import LAYOUTS
@@ -75,6 +76,33 @@ def inspected(written, tmp_path_factory):
         return inspect_cohort(reader, tmp_path_factory.mktemp("scratch"), scans=SCANS)
 
     return look
+
+
+@every_case
+def test_scans_are_left_out_for_reasons_of_few_kinds_and_no_kind_names_one_of_them(layout, form, modality, inspected):
+    dropped = inspected(layout, form, modality).table.dropped
+    counts = count_kinds(dropped["reason"])
+    assert sum(count for _, count in counts) == len(dropped)
+    assert len(counts) < 10
+    assert len(counts) == dropped["reason"].map(kind_of).nunique()
+    ids = {name for column in ("participant_id", "path") for name in dropped[column].dropna()}
+    for kind in dropped["reason"].map(kind_of):
+        assert not any(word.strip(".,:") in ids or word.startswith("/") for word in kind.split()), kind
+
+
+@pytest.mark.parametrize(
+    ("layout", "form", "modality"),
+    [("adni", "merge", "brain"), ("adni", "loni", "brain"), ("oasis3", "", "vbm"), ("icbm", "", "head"),
+     ("bids", "", "vbm")],
+)  # fmt: skip
+def test_where_the_used_image_is_damaged_the_other_of_its_session_can_be_named(layout, form, modality, inspected):
+    table, dropped = inspected(layout, form, modality).table
+    second = dropped[dropped["reason"].str.contains("second T1 of this|another T1|not the first scan")]
+    assert len(second)
+    found = other_images(finish_dropped(table.assign(reason="damaged: truncated"), dropped))
+    used = found.set_index(["participant_id", "session_id"])["other_path"]
+    assert set(used.index) >= set(second.set_index(["participant_id", "session_id"]).index)
+    assert not set(found["other_path"]) & set(table["path"])
 
 
 def test_every_layout_has_a_reader_and_something_to_read():
