@@ -134,7 +134,8 @@ class _Reading:
 
     def facts(self, sheet: pd.DataFrame, file: Path, rows: pd.Series | None = None) -> pd.DataFrame:
         """One row a person or visit; `rows` says where each came from, where `file` is several."""
-        names = columns(sheet.columns, SPELLINGS, file)
+        chosen = {ours for ours, theirs in self.options.columns.items() if theirs in sheet}
+        names = columns(sheet.columns, {ours: words for ours, words in SPELLINGS.items() if ours not in chosen}, file)
         names |= {ours: theirs for ours, theirs in self.options.columns.items() if theirs in sheet}
         if "participant_id" not in names:
             raise DataError(f"{file}: column 'participant_id' missing{nearest('participant_id', list(sheet.columns))}")

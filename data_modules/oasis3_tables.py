@@ -41,8 +41,8 @@ CLINICAL = ("cdr", "dx1", "normcog", "demented")
 SEX = {"1": "M", "2": "F"}
 SAME_AGE_YEARS = 0.05  # two tables may round one age differently
 DAYS_A_YEAR = 365.25
-_PERSON = re.compile(r"^(?:sub-)?(OAS3\d{4})(?:_.*)?$")
-_DAY = re.compile(r"_d(-?\d+)$")
+_PERSON = re.compile(r"^(?:sub-)?(OAS3\d{4})(?:_.*)?$", re.IGNORECASE)
+_DAY = re.compile(r"_d(-?\d+)$", re.IGNORECASE)
 _MR_LABEL = re.compile(r"^OAS3\d{4}_MR_d\d+$")
 _GENOTYPES = ("22", "23", "24", "33", "34", "44")  # 0 and #N/A: not measured
 _LEFT_OUT = ["participant_id", "path", "reason"]
@@ -61,9 +61,10 @@ def find_tables(root: Path) -> list[Sheet]:
     found = []
     for file in _table_files(root):
         try:
-            known = columns(header(file), SPELLINGS, file)
+            names = header(file)
         except DataError:
             continue  # folders hold other files that end like tables
+        known = columns(names, SPELLINGS, file)
         if {"person", "label"} & set(known) and {"age_entry", "sex", "field", "model", *CLINICAL} & set(known):
             sheet = read_sheet(file, usecols=list(known.values()))
             rows = sheet.rename(columns={theirs: ours for ours, theirs in known.items()})
@@ -142,6 +143,7 @@ def read_scanners(tables: list[Sheet]) -> pd.DataFrame:
         rows = table.rows
         if "label" not in rows or not {"field", "model"} & set(rows):
             continue
+        rows = rows.assign(label=rows["label"].str.upper().str.replace("_D", "_d"))
         mine = rows["label"].str.fullmatch(_MR_LABEL.pattern).fillna(False).astype(bool)
         if "category" in rows:
             mine &= rows["category"].str.lower().eq("t1w").fillna(False)
@@ -159,7 +161,9 @@ def _table_files(folder: Path) -> Iterator[Path]:
         name = path.name
         if path.is_file() and name.lower().endswith(ENDINGS):
             yield path
-        elif path.is_dir() and not re.match(r"\.|OAS3\d{4}|sub-|derivatives$|simulation$|freesurfers?$", name):
+        elif path.is_dir() and not re.match(
+            r"\.|OAS3\d{4}|sub-|derivatives$|simulation$|freesurfers?$", name, re.IGNORECASE
+        ):
             yield from _table_files(path)
 
 
@@ -168,7 +172,7 @@ def _people(rows: pd.DataFrame) -> pd.Series:
     nothing = pd.Series(pd.NA, index=rows.index, dtype="string")
     by_column = rows["person"].str.extract(_PERSON, expand=False) if "person" in rows else nothing
     by_label = rows["label"].str.extract(_PERSON, expand=False) if "label" in rows else nothing
-    return by_column.fillna(by_label).astype("string")
+    return by_column.fillna(by_label).astype("string").str.upper()
 
 
 def _facts(table: Sheet) -> pd.DataFrame:

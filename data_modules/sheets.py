@@ -97,20 +97,36 @@ def columns(
 ) -> dict[str, str]:
     """Our name -> the column of this file, for those it has; the earlier spelling wins.
 
-    Raises DataError naming the file, the first required column that is missing, and the nearest one that is there.
+    Raises DataError naming the file, the first required column that is missing, and the nearest one that is there; and
+    where two columns have such a name (Age, AGE) but not the same cells.
     """
+    names = list(names)
+    found = _matches(names, spellings)
+    for ours in required:
+        if ours not in found:
+            known = list(spellings[ours])
+            raise DataError(f"{file}: column {' or '.join(known)} missing{nearest(known[0], names)}")
+    for theirs in found.values():
+        alike = [name for name in names if plain(name) == plain(theirs)]
+        if len(alike) > 1 and not _equal_cells(file, alike):
+            raise DataError(f"{file}: columns {' and '.join(alike)} have one name and different cells; keep one")
+    return found
+
+
+def _matches(names: Iterable[str], spellings: Mapping[str, Iterable[str]]) -> dict[str, str]:
     present: dict[str, str] = {}
     for name in names:
         present.setdefault(plain(name), name)
-    found: dict[str, str] = {}
-    for ours, known in spellings.items():
-        theirs = [present[plain(spelling)] for spelling in known if plain(spelling) in present]
-        if theirs:
-            found[ours] = theirs[0]
-        elif ours in required:
-            known = list(known)
-            raise DataError(f"{file}: column {' or '.join(known)} missing{nearest(known[0], list(present.values()))}")
-    return found
+    theirs = {ours: [plain(word) for word in known if plain(word) in present] for ours, known in spellings.items()}
+    return {ours: present[words[0]] for ours, words in theirs.items() if words}
+
+
+def _equal_cells(file: Path, names: list[str]) -> bool:
+    if not file.is_file():
+        return False
+    cells = read_sheet(file, usecols=names).astype(object)
+    cells = cells.where(cells.notna(), "")
+    return all(cells[name].tolist() == cells[names[0]].tolist() for name in names)
 
 
 def find_sheets(
@@ -123,7 +139,7 @@ def find_sheets(
     found = []
     for file in _tables(root, depth):
         try:
-            if set(required) <= set(columns(header(file), spellings, file)):
+            if set(required) <= set(_matches(header(file), spellings)):
                 found.append(file)
         except DataError:
             continue
@@ -215,9 +231,14 @@ def _separator(stream: io.TextIOWrapper) -> str:
 
 def _refuse_long_rows(file: Path, stream: io.TextIOWrapper, separator: str, width: int) -> None:
     """DataError at the first row with more cells than the header, which pandas would cut off: most often decimal
-    commas in a file that commas separate. The stream is put back to its start."""
+    commas in a file that commas separate. The stream is put back to its start.
+
+    Separators at the end of every line are a habit of exports; of some lines only, between commas, they are the empty
+    cells after a decimal comma. Where every line has as many (each age with its comma), nothing tells the two apart."""
+    ended, plain_lines = 0, 0  # the first line that ends with more cells than the header; lines that do not
     for number, line in enumerate(stream, start=1):
         if line.count(separator) < width:
+            plain_lines += number > 1 and bool(line.strip(f"{separator} \n"))
             continue
         bare = re.sub(r'"[^"]*"', "", line)
         if '"' in bare:
@@ -228,6 +249,15 @@ def _refuse_long_rows(file: Path, stream: io.TextIOWrapper, separator: str, widt
                 f"{file}: line {number} has {cells} cells, its header {width}; are there decimal commas? Save it with "
                 "semicolons, tabs or decimal points"
             )
+        if separator == "," and number > 1 and bare.strip(", \n") and bare.count(",") >= width:
+            ended = ended or number
+        else:
+            plain_lines += number > 1 and bool(bare.strip(f"{separator} \n"))
+    if ended and plain_lines:
+        raise DataError(
+            f"{file}: line {ended} has more cells than its header ({width}), the last ones empty, others have not; "
+            "are there decimal commas? Save it with semicolons, tabs or decimal points"
+        )
     stream.seek(0)
 
 

@@ -153,3 +153,22 @@ def test_an_unknown_sex_code_names_its_row(tmp_path):
     assert found.tolist() == ["M", "F", "F", pd.NA]
     with pytest.raises(DataError, match=r"t\.csv: row 2: sex '3': expected one of 1, 2, f, female, m, male"):
         sexes(pd.Series(["1", "3"]), tmp_path / "t.csv", codes)
+
+
+def test_two_columns_of_one_name_must_say_the_same(tmp_path):
+    known = {"age": ("age",)}
+    same = write(tmp_path, b"id,Age,AGE\n1,30,30\n2,,\n", "same.csv")
+    assert columns(header(same), known, same) == {"age": "Age"}
+    other = write(tmp_path, b"id,Age,AGE\n1,30,30\n2,40,\n", "other.csv")
+    assert find_sheets(tmp_path, known, ["age"]) == [other, same]  # never passed over in silence
+    with pytest.raises(DataError, match=r"other\.csv: columns Age and AGE have one name and different cells"):
+        columns(header(other), known, other)
+    assert columns(header(other), {"id": ("ID",)}, other) == {"id": "id"}  # nobody asked for it
+
+
+def test_decimal_commas_before_empty_cells_are_refused_and_commas_that_end_every_line_are_not(tmp_path):
+    shifted = write(tmp_path, b"id,age,mmse,note\n1,71,28,\n2,71,5,,\n", "shifted.csv")
+    with pytest.raises(DataError, match=r"shifted\.csv: line 3 has more cells than its header \(4\).*decimal commas"):
+        read_sheet(shifted)
+    habit = write(tmp_path, b"id,age\n1,71,\n,,\n2,72,\n", "habit.csv")
+    assert read_sheet(habit)["age"].tolist() == ["71", "72"]
