@@ -5,6 +5,7 @@ EXP    ?= openbhb_exp
 DATA   ?=
 STUDY  ?= losses
 LAUNCHER ?=
+PROFILE ?= one_gpu
 RUN    ?=
 OUT    ?= demo_data/openbhb
 ARGS   ?=
@@ -12,13 +13,16 @@ PIP_ARGS ?=
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DATA_ARG := $(if $(DATA),--data "$(DATA)")
+SLURM  := $(if $(filter slurm,$(LAUNCHER)),slurm)
+ON     := $(if $(SLURM),--profile $(PROFILE))
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow lint experiments simulate prepare inspect split pretrain evaluate report study check doctor ui clean
 
 help: ## print the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@echo '  variables: EXP=experiment DATA=cohort-folder RUN=run-folder OUT=folder ARGS="key=value --limit 10 --dry-run" PIP_ARGS=...'
+	@echo '  variables: EXP=experiment DATA=cohort-folder RUN=run-folder OUT=folder STUDY=study LAUNCHER=slurm PROFILE=profile'
+	@echo '             ARGS="key=value --limit 10 --dry-run" PIP_ARGS=...'
 
 install: $(READY) ## virtual environment with the tested versions (PIP_ARGS= for another build of torch)
 
@@ -54,8 +58,8 @@ inspect: $(READY) ## data sheet of a cohort, quality of its scans: EXP= DATA=
 split: $(READY) ## write an experiment's split or folds to OUT=: EXP= DATA= ARGS="data.folds=5"
 	$(BIN)/brainage split $(EXP) $(DATA_ARG) --out "$(patsubst demo_data/openbhb,splits,$(OUT))" $(ARGS)
 
-pretrain: $(READY) ## pre-train, or continue: EXP= DATA=
-	$(BIN)/brainage pretrain $(EXP) $(DATA_ARG) $(ARGS)
+pretrain: $(READY) ## pre-train, or continue: EXP= DATA= [LAUNCHER=slurm PROFILE=one_node]
+	$(BIN)/brainage $(SLURM) pretrain $(EXP) $(ON) $(DATA_ARG) $(ARGS)
 
 evaluate: $(READY) ## embeddings, probes, baselines, report: RUN= [DATA=]
 	$(BIN)/brainage evaluate "$(RUN)" $(DATA_ARG) $(ARGS)
@@ -63,8 +67,8 @@ evaluate: $(READY) ## embeddings, probes, baselines, report: RUN= [DATA=]
 report: $(READY) ## write report.html again: RUN=
 	$(BIN)/brainage report "$(RUN)" $(ARGS)
 
-study: $(READY) ## arms x seeds, compared over seeds: STUDY=losses (ARGS="--small", "data.root=DIR")
-	$(BIN)/brainage study $(STUDY) $(ARGS)
+study: $(READY) ## arms x seeds, compared over seeds: STUDY=losses [LAUNCHER=slurm] (ARGS="--small", "data.root=DIR")
+	$(BIN)/brainage $(SLURM) study $(STUDY) $(ON) $(ARGS)
 
 check: $(READY) ## the battery any cohort must pass: EXP= DATA=
 	$(BIN)/brainage check $(EXP) $(DATA_ARG) $(ARGS)

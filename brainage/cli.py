@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from brainage.errors import BrainageError
+from brainage.runtime.signals import heed
+from brainage.slurm_cli import slurm
 from brainage.studies.command import add_study_command
 
 app = typer.Typer(
@@ -41,6 +43,7 @@ MENDABLE = {  # what the disk says -> what to do
 
 def main() -> None:
     """Entry point: errors a person can mend become one line and exit code 2."""
+    heed()
     logging.getLogger("brainage").addHandler(logging.NullHandler())  # the stages say the same in their own lines
     try:
         app()
@@ -333,6 +336,7 @@ def _layouts() -> Any:
 
 
 add_study_command(app, _cohort, _layouts)
+app.add_typer(slurm, name="slurm")
 
 if __name__ == "__main__":
     main()

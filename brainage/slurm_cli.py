@@ -30,6 +30,20 @@ def pretrain(
 
 
 @slurm.command()
+def study(
+    name: Annotated[str, typer.Argument(help="A shipped study or a YAML file.")],
+    words: Words = None,
+    profile: ProfileName = "one_gpu",
+    small: Annotated[bool, typer.Option("--small", help="On a simulated cohort.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Submit a study: one job prepares, an array trains a cell in each member, one job gathers the results."""
+    from brainage.slurm.submission import print_submission, submit_study
+
+    print_submission(submit_study(name, words or [], profile, small=small, dry_run=dry_run))
+
+
+@slurm.command()
 def status(
     runs: Annotated[list[Path] | None, typer.Argument(help="Run folders; none: all jobs submitted from here.")] = None,
     logs: Annotated[Path, typer.Option(help="Folder of the logs (slurm.logs of the profile).")] = Path("runs/slurm"),

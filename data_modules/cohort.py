@@ -34,6 +34,7 @@ from brainage.imaging.quality import COLUMNS as QUALITY_COLUMNS
 from brainage.imaging.quality import write_quality
 from brainage.runtime import warn
 from brainage.runtime.ranks import rank, ranks
+from brainage.runtime.signals import leave_to_parent
 from data_modules.batches import Batch, DeviceSide, ScanBatches, TimedLoader
 from data_modules.describe import describe
 from data_modules.member_splits import choose_split
@@ -189,6 +190,7 @@ class CohortDataModule(L.LightningDataModule):
             collate_fn=_identity,
             num_workers=self.config.workers,
             persistent_workers=self.config.workers > 0,
+            worker_init_fn=_quiet_worker,
             pin_memory=torch.cuda.is_available() and self.config.resident != "device",
         )
         return self._loader
@@ -338,6 +340,10 @@ def _further(
 ) -> Callable[[int, int], None] | None:
     """`on_progress` of one store among several: counts on from `done`."""
     return on_progress and (lambda finished, _: on_progress(done + finished, total))
+
+
+def _quiet_worker(number: int) -> None:
+    leave_to_parent()
 
 
 def _identity(batch: Any) -> Any:

@@ -28,6 +28,7 @@ import numpy as np
 from brainage.data.files import write_atomically
 from brainage.data.masking import Mask
 from brainage.errors import BrainageError, DataError, StoreError
+from brainage.runtime.signals import leave_to_parent
 
 Read = Callable[[str], np.ndarray]
 Progress = Callable[[int, int], None]
@@ -261,6 +262,7 @@ _worker: dict[str, Any] = {}
 
 def _start_worker(layout: Layout, read: Read, write: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    leave_to_parent()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     file = open(layout.path, "r+b") if write else None  # noqa: SIM115
     _worker.update(layout=layout, read=read, file=file)

@@ -100,5 +100,6 @@ def _quieten_lightning() -> None:
     resumable, workers, leaf = ".*your dataloader is not resumable.*", ".*does not have many workers.*", ".*LeafSpec.*"
     warnings.filterwarnings("ignore", ".*The `srun` command is available on your system but is not used.*")
     no_val = ".*Total length of `list` across ranks is zero.*"
-    for message in (batch_hook, resumable, workers, leaf, no_val):
+    buffers = ".*`broadcast_buffers` is deprecated.*"  # torch's word on a key that Lightning still asks for
+    for message in (batch_hook, resumable, workers, leaf, no_val, buffers):
         warnings.filterwarnings("ignore", message)

@@ -58,6 +58,26 @@ def submit_pretraining(
     return Submission({name: script}, jobs)
 
 
+def submit_study(
+    name: str, words: Sequence[str], profile: str, *, small: bool = False, dry_run: bool = False
+) -> Submission:
+    """The cells of a study as a job array, behind a job that prepares what they read and before one that gathers."""
+    from brainage.studies.stage import study_cells
+
+    overrides, of_profile = split_overrides(list(words))
+    form, cells = study_cells(name, overrides, small=small)
+    command = ["study", name, *(["--small"] if small else []), *overrides]
+    return submit_array(
+        form.name,
+        [*command, "--only", INDEX],
+        [cell.experiment for cell in cells],
+        load_profile(profile, of_profile),
+        first=[*command, "--prepare"],
+        last=[*command, "--gather"],
+        dry_run=dry_run,
+    )
+
+
 def submit_array(
     name: str,
     words: Sequence[str],
