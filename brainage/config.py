@@ -97,7 +97,7 @@ NOT_NEGATIVE = (
     "loss.sigma_start_years", "loss.repel_nearest", "loss.age_balance", "loss.chunk_rows",
     "loss.site_penalty", "loss.regulariser_weight",
     "optim.weight_decay", "optim.momentum", "optim.warmup_epochs", "optim.clip_norm",
-    "trainer.threads", "trainer.overfit_batches", "evaluate.scatter_points",
+    "trainer.threads", "trainer.overfit_batches", "trainer.chunk_samples", "evaluate.scatter_points",
 )  # fmt: skip
 SHARES = (
     "encoder.dropout", "augment.flip_p", "augment.affine_p", "augment.crop_p", "augment.blur_p", "augment.noise_p",

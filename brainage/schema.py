@@ -131,6 +131,7 @@ class TrainerConfig:
     nodes: int = 1  # machines
     sync_batchnorm: bool = True  # BatchNorm over the samples of all devices: then their number changes nothing
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the encoder; losses are always fp32
+    chunk_samples: int = 0  # views encoded at a time, whatever the batch; nothing of them is kept; 0: all at once
     compile: bool = False  # torch.compile of the encoder
     deterministic: bool = True  # bit-equal repeats on as many threads; false may be faster on a GPU
     threads: int = 0  # CPU threads; 0: torch's choice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two test processes with two threads each would fight
@@ -11,6 +12,7 @@ import pytest
 
 from brainage import cli
 from brainage.runtime import console
+from brainage.runtime.signals import LISTENED
 from data_modules.simulated.openbhb import write_openbhb
 from tests.command import Done
 from tests.scans import SimulatedScans, small_experiment
@@ -48,5 +50,8 @@ def command(tmp_path, monkeypatch, capsys):
         code = ended.value.code or 0
         return Done(code, *capsys.readouterr())
 
+    before = {number: signal.getsignal(number) for number in LISTENED}
     yield run
     console.cache_clear()
+    for number, handler in before.items():  # the command line listens from its start
+        signal.signal(number, handler)

@@ -488,7 +488,8 @@ def test_tracking_switched_off_leaves_nothing_behind(run_folder):
 
 
 def test_other_ranks_record_nothing(run_folder, monkeypatch, refused_uri):
-    monkeypatch.setenv("RANK", "1")
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
     _start(run_folder, refused_uri).close()
     assert os.listdir(run_folder) == []
 

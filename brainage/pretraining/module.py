@@ -19,7 +19,9 @@ from brainage.augment import apply_views, draw_views
 from brainage.config import Experiment
 from brainage.encoders import build_encoder
 from brainage.imaging.contract import InputContract
+from brainage.pretraining.caching import batch_norms, in_chunks
 from brainage.pretraining.gather import mean_over_ranks
+from brainage.pretraining.group import highest
 from brainage.pretraining.optimisation import build_optimiser, rate_factor
 
 
@@ -114,9 +116,13 @@ class PretrainingModule(L.LightningModule, ABC):
         with torch.autocast(self.device.type, enabled=False):
             return apply_views(self.normaliser(batch["sample"]), drawn)
 
-    def trunk(self, x: Tensor) -> Tensor:
-        """Encoder input [N, *shape] -> trunk features [N, F]."""
-        return self.encoder(x)
+    def trunk(self, batch: dict[str, Tensor], step: int) -> Tensor:
+        """Trunk features [N, F] of a batch's views; with `trainer.chunk_samples` of so many views at a time."""
+        scans = max(1, self.experiment.trainer.chunk_samples // self.experiment.augment.views)
+        chunks = -(-highest(len(batch["age_years"])) // scans) if self.experiment.trainer.chunk_samples else 1
+        if chunks < 2:  # all ranks have as many chunks: synchronised norms meet in each of them
+            return self.encoder(self.views(batch, step))
+        return in_chunks(lambda part: self.encoder(self.views(part, step)), batch, chunks, batch_norms(self.encoder))
 
     def embed(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Stored samples [N, *shape] -> (trunk [N, F], head [N, D]), float32, without augmentation."""
@@ -139,8 +145,7 @@ class PretrainingModule(L.LightningModule, ABC):
         torch.manual_seed(int(source.generate_state(1)[0]))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        x = self.views(batch, self.global_step)
-        trunk = self.trunk(x)
+        trunk = self.trunk(batch, self.global_step)
         with torch.autocast(self.device.type, enabled=False):  # losses in float32 whatever the encoder's precision
             loss, seen = self.loss_of(trunk.float(), batch)
         self.outputs = {"loss": mean_over_ranks(loss.detach()), **seen}
@@ -148,7 +153,7 @@ class PretrainingModule(L.LightningModule, ABC):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         if len(batch["age_years"]):
-            trunk = self.encoder(self.views(batch, step=0))  # the same views at every validation
+            trunk = self.trunk(batch, step=0)  # the same views at every validation
         else:  # a last batch of fewer scans than ranks
             trunk = torch.empty((0, self.encoder.features), device=self.device)
         with torch.autocast(self.device.type, enabled=False):

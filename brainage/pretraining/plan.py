@@ -53,10 +53,10 @@ def training_cost(experiment: Experiment, contract: InputContract, train_scans: 
         steps=total,
         steps_per_epoch=steps_per_epoch,
         samples_a_step=batch * experiment.augment.views,
-        seconds=seconds / measured * samples * total,
+        seconds=seconds / measured * samples * total * (4 / 3 if _held(experiment, samples) < samples else 1),
         device=str(device),
         free_gib=torch.cuda.mem_get_info()[0] / 2**30 if device.type == "cuda" else available_memory_gib(),
-        memory_gib=(_weight_bytes(experiment, module) + kept / measured * samples) / 2**30,
+        memory_gib=(_weight_bytes(experiment, module) + kept / measured * _held(experiment, samples)) / 2**30,
     )
 
 
@@ -64,7 +64,7 @@ def memory_gib(experiment: Experiment, contract: InputContract, batch: int) -> f
     """What training takes of each device in fp32 for a global batch of so many scans: weights, gradients, optimiser,
     and what the backward pass keeps. Counted on tensors without values, so it costs nothing; work space is not in it.
     """
-    samples = _most_samples(experiment, batch)
+    samples = _held(experiment, _most_samples(experiment, batch))
     state = torch.get_rng_state()
     module = new_module(experiment, contract).to("meta")
     torch.set_rng_state(state)
@@ -95,6 +95,11 @@ def several_devices(
 def _most_samples(experiment: Experiment, batch: int) -> int:
     """Samples of the device that has most of a global batch."""
     return -(-batch // wanted_ranks(experiment)) * experiment.augment.views
+
+
+def _held(experiment: Experiment, samples: int) -> int:
+    """Samples whose tensors are kept for the backward pass at one time."""
+    return min(samples, experiment.trainer.chunk_samples or samples)
 
 
 def _weight_bytes(experiment: Experiment, module: PretrainingModule) -> int:

@@ -104,7 +104,7 @@ def test_a_supervised_network_leaves_the_mean_predictor_at_once(scans):
     batch, norms = first_batch(scans), []
     for step in range(2):
         optimiser.zero_grad()
-        loss, _ = module.loss_of(module.trunk(module.views(batch, step)), batch)
+        loss, _ = module.loss_of(module.trunk(batch, step), batch)
         loss.backward()
         optimiser.step()
         norms.append(float(module.encoder.layers[0].weight.grad.norm()))
@@ -118,7 +118,7 @@ def test_each_head_gives_unit_embeddings(scans, head, layers):
     assert isinstance(module, ContrastiveModule)
     assert len(module.head) == layers
     batch = first_batch(scans)
-    loss, seen = module.loss_of(module.trunk(module.views(batch, 0)), batch)
+    loss, seen = module.loss_of(module.trunk(batch, 0), batch)
     assert seen["z"].shape == (5, 2, 8)
     torch.testing.assert_close(seen["z"].norm(dim=2), torch.ones(5, 2))
     loss.backward()
@@ -133,7 +133,7 @@ def test_losses_are_float32_inside_a_bf16_encoder(scans):
         module.encoder.register_forward_hook(lambda _m, _i, output, seen=seen_types: seen.append(output.dtype))
         batch = first_batch(scans)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            trunk = module.trunk(module.views(batch, 0))
+            trunk = module.trunk(batch, 0)
             with torch.autocast("cpu", enabled=False):
                 loss, seen = module.loss_of(trunk.float(), batch)
         assert loss.dtype == torch.float32
@@ -162,7 +162,7 @@ def test_augmenting_leaves_the_stored_samples_as_they_are(scans):
 def test_two_visits_of_a_person_are_left_out_of_each_others_sums(scans):
     module = build_module(small_experiment("runs"), scans)
     batch = first_batch(scans)
-    trunk = module.trunk(module.views(batch, 0))
+    trunk = module.trunk(batch, 0)
     twins = batch | {"subject": torch.tensor([0, 0, 1, 2, 3])}
     apart = batch | {"subject": torch.arange(5)}
     with torch.no_grad():
