@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from brainage.data.table import CohortTable, finish_table
-from brainage.errors import ConfigError, DataError
+from brainage.errors import DataError
 from brainage.imaging.contract import InputContract
 from data_modules.bids_images import distinct_images, find_images, session_times, sidecar_facts
 from data_modules.bids_join import join_scans, with_table_ids
@@ -37,14 +37,13 @@ from data_modules.reader import CohortReader
 from data_modules.volumes import (
     NATIVE,
     PREPARED,
-    contract_like,
+    common_contract,
     native_contract,
     prepared_contract,
     read_native,
     read_prepared,
+    refuse_spacing,
 )
-
-GRIDS_LOOKED_AT = 5  # headers that the contract is taken from, so that one strange file does not decide
 
 
 class BIDS(CohortReader):
@@ -154,27 +153,15 @@ class BIDS(CohortReader):
         if self.modality in NATIVE:
             return native_contract(self.modality, self.spacing_mm)
         contract = self._prepared_contract()
-        if self.spacing_mm and not np.allclose(contract.spacing_mm, self.spacing_mm, atol=1e-3):
-            raise ConfigError(
-                f"data.spacing_mm={self.spacing_mm}: these maps have their own grid of {list(contract.spacing_mm)} mm; "
-                "set it to 0"
-            )
+        refuse_spacing(self.spacing_mm, contract)
         return contract
 
     def _prepared_contract(self) -> InputContract:
-        """The grid of most of a few files, so that one strange file does not decide; headers are read only."""
+        """The template's grid for arrays, else the commonest one of a few headers."""
         paths = find_images(self.root, self.modality, self.options)["path"]
         if paths.iloc[0].endswith(".npy"):
             return prepared_contract(self.modality, *self._array_grid, source=str(self.root))
-        found: list[InputContract] = []
-        for place in np.unique(np.linspace(0, len(paths) - 1, GRIDS_LOOKED_AT).round().astype(int)):
-            try:
-                found.append(contract_like(self.modality, self.root / paths.iloc[place]))
-            except DataError as error:
-                damaged = error
-        if not found:
-            raise damaged
-        return max(found, key=found.count)
+        return common_contract(self.modality, [self.root / path for path in paths])
 
     @cached_property
     def _array_grid(self) -> tuple[tuple[int, int, int], np.ndarray]:

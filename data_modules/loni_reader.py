@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from brainage.errors import ConfigError, DataError
+from brainage.errors import DataError
 from brainage.imaging.contract import InputContract
 from data_modules.bids_files import list_files
 from data_modules.loni import one_each
@@ -20,11 +20,12 @@ from data_modules.reader import CohortReader
 from data_modules.volumes import (
     NATIVE,
     PREPARED,
-    contract_like,
+    common_contract,
     native_contract,
     prepared_contract,
     read_native,
     read_prepared,
+    refuse_spacing,
 )
 
 # What prepared files are called: as OpenBHB names them, as a BIDS derivative, as CAT12 itself does.
@@ -32,7 +33,6 @@ BIDS_NAMES: dict[str, tuple[dict[str, Any], ...]] = {
     "vbm": ({"desc": "gm"}, {"prefix": "mwp1"}),
     "quasiraw": ({"entities": {"preproc": "quasiraw"}}, {"desc": "quasiraw"}),
 }
-_FIRST_FILES = 5  # whose headers decide on the grid, so that one wrong file is refused instead of all others
 
 
 class LoniReader(CohortReader):
@@ -95,28 +95,16 @@ class LoniReader(CohortReader):
         if self.modality in NATIVE:
             return native_contract(self.modality, self.spacing_mm)
         contract = self._prepared_contract()
-        if self.spacing_mm and not np.allclose(contract.spacing_mm, self.spacing_mm, atol=1e-3):
-            raise ConfigError(
-                f"data.spacing_mm={self.spacing_mm}: the prepared volumes have their own grid of "
-                f"{list(contract.spacing_mm)} mm; set it to 0"
-            )
+        refuse_spacing(self.spacing_mm, contract)
         return contract
 
     def _prepared_contract(self) -> InputContract:
-        """The template's grid, else the commonest one of the first headers, else the published one."""
+        """The template's grid, else the commonest one of a few headers, else the published one."""
         if not self._template.is_file():
             paths = self.prepared_files()["path"]
-            headers = [self.root / path for path in paths[~paths.str.endswith(".npy")].head(_FIRST_FILES)]
-            seen, broken = [], []
-            for file in headers:
-                try:
-                    seen.append(contract_like(self.modality, file))
-                except DataError as error:
-                    broken.append(error)
-            if seen:
-                return max(seen, key=lambda one: sum(not one.differences(other) for other in seen))
-            if broken:
-                raise broken[0]
+            with_header = [self.root / path for path in paths[~paths.str.endswith(".npy")]]
+            if with_header:
+                return common_contract(self.modality, with_header)
         shape, affine = stored_grid(VOLUMES[self.modality], self._template)
         return prepared_contract(self.modality, shape, affine, str(self._template))
 

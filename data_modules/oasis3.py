@@ -23,13 +23,21 @@ import pandas as pd
 
 from brainage.data.conversion import mci_outcome
 from brainage.data.table import CohortTable, finish_table
-from brainage.errors import ConfigError, DataError
+from brainage.errors import ConfigError
 from brainage.imaging.contract import InputContract
 from data_modules.bids_images import find_images
 from data_modules.bids_options import Options as BIDSOptions
 from data_modules.oasis3_tables import DAYS_A_YEAR, find_tables, read_people, read_scanners, read_visits
 from data_modules.reader import CohortReader
-from data_modules.volumes import NATIVE, PREPARED, contract_like, native_contract, read_native, read_prepared
+from data_modules.volumes import (
+    NATIVE,
+    PREPARED,
+    common_contract,
+    native_contract,
+    read_native,
+    read_prepared,
+    refuse_spacing,
+)
 
 _FILE = ["participant_id", "session_id", "run", "path"]
 _SESSION = re.compile(r"^d(\d{4,5})$")
@@ -118,22 +126,9 @@ class OASIS3(CohortReader):
 
     @cached_property
     def _prepared_contract(self) -> InputContract:
-        """On the grid of the first file whose header can be read."""
-        refused = None
-        for path in self._files().scans["path"]:
-            try:
-                contract = contract_like(self.modality, self.root / path)
-            except DataError as error:
-                refused = refused or error
-                continue
-            if self.spacing_mm and not np.allclose(contract.spacing_mm, self.spacing_mm, atol=1e-3):
-                raise ConfigError(
-                    f"data.spacing_mm={self.spacing_mm}: {self.modality} has its own grid of "
-                    f"{list(contract.spacing_mm)} mm; set it to 0"
-                )
-            return contract
-        assert refused is not None
-        raise refused
+        contract = common_contract(self.modality, [self.root / path for path in self._files().scans["path"]])
+        refuse_spacing(self.spacing_mm, contract)
+        return contract
 
     def _files(self) -> _Files:
         """T1 files of this modality: one a session, and the others with their reason; lists folders, opens nothing."""

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from brainage.data.table import CohortTable, finish_table, read_tsv
-from brainage.errors import ConfigError, DataError, LeakageError
+from brainage.errors import DataError, LeakageError
 from brainage.imaging.contract import InputContract
 from data_modules.openbhb_challenge import Challenge
 from data_modules.openbhb_layout import (
@@ -40,7 +40,7 @@ from data_modules.openbhb_layout import (
     stored_grid,
 )
 from data_modules.reader import CohortReader
-from data_modules.volumes import prepared_contract
+from data_modules.volumes import prepared_contract, refuse_spacing
 
 
 class OpenBHB(CohortReader):
@@ -83,11 +83,7 @@ class OpenBHB(CohortReader):
             )
         shape, affine = self._grid
         contract = prepared_contract(self.modality, shape, affine, str(self._template))
-        spacing = contract.spacing_mm
-        if self.spacing_mm and not np.allclose(spacing, self.spacing_mm, atol=1e-3):
-            raise ConfigError(
-                f"data.spacing_mm={self.spacing_mm}: OpenBHB has its own grid of {list(spacing)} mm; set it to 0"
-            )
+        refuse_spacing(self.spacing_mm, contract)
         return contract
 
     def read(self, path: str) -> np.ndarray:

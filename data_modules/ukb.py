@@ -31,13 +31,13 @@ import pandas as pd
 
 from brainage.data.table import CohortTable, finish_table
 from brainage.data.withdrawal import WITHDRAWN, withdrawn_people
-from brainage.errors import ConfigError, DataError
+from brainage.errors import DataError
 from brainage.imaging.contract import InputContract
 from brainage.imaging.preprocess import load_nifti_bytes, scale_foreground
 from data_modules.reader import CohortReader
 from data_modules.ukb_files import find_withdrawals, walk
 from data_modules.ukb_table import find_tables, plain_eid, read_people
-from data_modules.volumes import grid_contract, native_contract, read_native, read_prepared
+from data_modules.volumes import grid_contract, native_contract, read_native, read_prepared, refuse_spacing
 from data_modules.zips import gunzip, has_member, read_member, split_locator
 
 MEMBERS = {"brain_mni": "T1/T1_brain_to_MNI.nii.gz", "brain": "T1/T1_brain.nii.gz", "head": "T1/T1.nii.gz"}
@@ -188,12 +188,7 @@ class UKBiobank(CohortReader):
         """The grid of `brain_mni`, from the header of the first zip that can be read."""
         if self._known_grid is None:
             self._known_grid = self._find_grid()
-        given = self.spacing_mm
-        if given and not np.allclose(self._known_grid.spacing_mm, given, atol=1e-3):
-            raise ConfigError(
-                f"data.spacing_mm={given}: brain_mni has its own grid of {list(self._known_grid.spacing_mm)} mm; "
-                "set it to 0"
-            )
+        refuse_spacing(self.spacing_mm, self._known_grid)
         return self._known_grid
 
     _known_grid: InputContract | None = None

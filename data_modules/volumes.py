@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 
-from brainage.errors import DataError
+from brainage.errors import ConfigError, DataError
 from brainage.imaging.contract import InputContract
 from brainage.imaging.preprocess import load_nifti, model_grid, resample_to_grid, scale_foreground
 
 DEFAULT_SPACING_MM = 2.0  # of native volumes
+GRIDS_LOOKED_AT = 5
 _TOLERANCE_MM = 1e-3
 
 
@@ -84,6 +85,32 @@ def contract_like(modality: str, file: Path) -> InputContract:
     """`prepared_contract` on the grid of one NIfTI file of the cohort; opens its header only."""
     shape, affine = nifti_grid(file)
     return prepared_contract(modality, shape, affine, str(file))
+
+
+def common_contract(modality: str, files: Sequence[Path]) -> InputContract:
+    """`contract_like` most of a few of the files, so that one strange one does not decide; opens headers only.
+
+    Raises what the first of them raises where none can be read.
+    """
+    found: list[InputContract] = []
+    refused: list[DataError] = []
+    for place in np.unique(np.linspace(0, len(files) - 1, GRIDS_LOOKED_AT).round().astype(int)):
+        try:
+            found.append(contract_like(modality, files[int(place)]))
+        except DataError as error:
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    return max(found, key=lambda one: sum(not one.differences(other) for other in found))
+
+
+def refuse_spacing(asked_mm: float, contract: InputContract) -> None:
+    """ConfigError when `data.spacing_mm` asks for another voxel size than volumes have that lie on a grid already."""
+    if asked_mm and not np.allclose(contract.spacing_mm, asked_mm, atol=_TOLERANCE_MM):
+        raise ConfigError(
+            f"data.spacing_mm={asked_mm}: {contract.modality} has its own grid of {list(contract.spacing_mm)} mm; "
+            "set it to 0"
+        )
 
 
 def nifti_grid(file: Path) -> tuple[tuple[int, int, int], np.ndarray]:

@@ -84,7 +84,7 @@ def test_brains_fit_encoders_of_ixi_and_grids_of_prepared_maps_are_the_cohorts_o
     assert ADNI(cohorts["merge"], "brain", 4.0).contract() == IXI(cohorts["merge"], "brain", 4.0).contract()
     contract = ADNI(cohorts["bids"], "vbm").contract()
     assert (contract.modality, contract.space, contract.spacing_mm) == ("cat12vbm_gm", "MNI152", (8.0, 8.0, 8.0))
-    with pytest.raises(ConfigError, match=r"data.spacing_mm=2.0: the prepared volumes have their own grid of \[8.0"):
+    with pytest.raises(ConfigError, match=r"data.spacing_mm=2.0: cat12vbm_gm has its own grid of \[8.0"):
         ADNI(cohorts["bids"], "vbm", 2.0).contract()
 
 

@@ -277,6 +277,6 @@ def test_npy_maps_lie_on_the_grid_of_the_template(tmp_path):
 def test_a_spacing_that_is_not_that_of_prepared_maps_is_refused(tmp_path):
     root = tiny_bids(tmp_path, PEOPLE)
     grey(root, "sub-01")
-    with pytest.raises(ConfigError, match="their own grid"):
+    with pytest.raises(ConfigError, match="its own grid"):
         BIDS(root, "vbm", 2.0).contract()
     assert BIDS(root, "vbm", 15.0).contract().spacing_mm == (15.0, 15.0, 15.0)
