@@ -367,7 +367,7 @@ def test_brain_mni_is_not_taken_for_quasiraw_and_has_its_own_grid(tmp_path, monk
     grid = InputContract("m", "volume", (1, 2, 2, 2), "MNI152", (1.0,) * 3, (0.0,) * 3, "RAS")
     monkeypatch.setattr(UKBiobank, "_find_grid", lambda self: grid)
     assert "99th percentile" in UKBiobank(tmp_path, "brain_mni").contract().intensity
-    with pytest.raises(ConfigError, match=r"data\.spacing_mm=2\.0: ukb_brain_mni has its own grid"):
+    with pytest.raises(ConfigError, match=r"data\.spacing_mm=2\.0: m has its own grid"):
         UKBiobank(tmp_path, "brain_mni", 2.0).contract()
 
 
