@@ -116,10 +116,15 @@ def prepare_stage(data: ScanSource) -> None:
 
 
 def prepare_together(experiment: Experiment, data: ScanSource) -> None:
-    """Prepare; of several processes the first one, before the others open what is there."""
-    from brainage.pretraining.group import first_prepares, join
+    """Prepare; of several processes that srun or torchrun started the first one, before the others open what is there.
 
-    join(experiment)
+    A process that will itself start one a device is alone until then.
+    """
+    from brainage.pretraining.group import first_prepares, join
+    from brainage.runtime.ranks import launched
+
+    if launched():
+        join(experiment)
     first_prepares(data, prepare_stage)
 
 

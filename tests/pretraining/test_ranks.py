@@ -190,3 +190,12 @@ def test_the_hidden_command_opens_the_cohort_of_the_file_it_is_given(tmp_path, m
     assert result.exit_code == 0, result.output
     assert given["data"].config.modality == "vbm_roi"
     assert (given["label"], given["errors"], given["parent"]) == ("l1-seed0", tmp_path, tmp_path)
+
+
+def test_who_will_start_the_others_prepares_alone(tmp_path):
+    from brainage.stages import prepare_together
+
+    experiment = small_experiment(tmp_path, "trainer.devices=2")
+    data = SimulatedScans(experiment)
+    prepare_together(experiment, data)
+    assert data.store.path.is_dir()
