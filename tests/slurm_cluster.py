@@ -107,19 +107,15 @@ class Cluster:
         words = self.command("scontrol", "--oneliner", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def start_requeued(self, number: str, log: Path, seconds: float = 60, *changes: str) -> None:
-        """Wait until a job is back in the queue and its first go is over (which would be taken for the end of the
-        second), and let it start at once: Slurm itself waits two minutes."""
-        over = f"[{number}.batch] done with job"
+    def see_requeued(self, number: str, log: Path, seconds: float = 60, *changes: str) -> None:
+        """Wait until a job is back in the queue, and change what it asks for. Slurm starts it two minutes later; one
+        that is started by hand before is now and then ended by the end of its own first go."""
         until(
-            lambda: (
-                self.job(number)["Restarts"] != "0"
-                and self.job(number)["JobState"] == "PENDING"
-                and over in read(self.folder / "slurmd_n1.log")
-            ),
+            lambda: self.job(number)["Restarts"] != "0" and self.job(number)["JobState"] == "PENDING",
             seconds, f"requeue of job {number}", lambda: read(log) + self.told(),
         )  # fmt: skip
-        self.command("scontrol", "update", f"JobId={number}", "StartTime=now", *changes)
+        if changes:
+            self.command("scontrol", "update", f"JobId={number}", *changes)
 
     def wait(self, number: str, log: Path, seconds: float = 120) -> str:
         """Final state of a job."""

@@ -102,6 +102,7 @@ def assert_ends_as_undisturbed(folder: Path, tmp_path: Path) -> None:
     assert set(sent) == {(name, step) for step, name in points}
 
 
+@pytest.mark.slow
 def test_a_run_on_two_ranks_is_requeued_by_a_signal_and_ends_as_an_undisturbed_one(tmp_path, at, capsys):
     reached = tmp_path / "reached"
     experiment = small_experiment(tmp_path / "runs", *KEYS, *tracked(tmp_path))
@@ -112,11 +113,11 @@ def test_a_run_on_two_ranks_is_requeued_by_a_signal_and_ends_as_an_undisturbed_o
     with pytest.raises(ConfigError, match=f"job {job.id} .running. works on this run"):
         submit_pretraining(write(experiment, tmp_path), [], words)
     at.command("scancel", "--signal=USR1", job.id)
-    at.start_requeued(job.id, log, 120)
+    at.see_requeued(job.id, log, 120)
     folder = run_folder(experiment)
     assert checkpoints(folder)[0].name == "step_00000007.ckpt"
     assert mlflow_runs(tmp_path)[0][1] == "RUNNING"
-    assert at.wait(job.id, log, 180) == "COMPLETED", read(log)
+    assert at.wait(job.id, log, 400) == "COMPLETED", read(log)
 
     (standing,) = standings([job], [str(folder)])
     assert (standing.state, standing.restarts, standing.step) == ("COMPLETED", 1, 12)
@@ -135,9 +136,9 @@ def test_the_time_limit_requeues_a_run_of_two_machines(tmp_path, at):
     words = ["trainer.devices=1", "trainer.nodes=2"]
     job = submit_pretraining(write(experiment, tmp_path), words, limited).jobs[0]
     log = Path(job.log)
-    at.start_requeued(job.id, log, 300, "TimeLimit=10")  # Slurm warns up to a minute early: starting takes its time
+    at.see_requeued(job.id, log, 300, "TimeLimit=10")  # Slurm warns up to a minute early: starting takes its time
     assert len(read(reached).split()) == 2, read(log)  # it was in training that the warning came
-    assert at.wait(job.id, log, 180) == "COMPLETED", read(log)
+    assert at.wait(job.id, log, 400) == "COMPLETED", read(log)
     assert at.job(job.id)["NumNodes"] == "2"
     assert_ends_as_undisturbed(run_folder(experiment), tmp_path)
 
