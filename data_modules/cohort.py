@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -252,13 +251,15 @@ class CohortDataModule(L.LightningDataModule):
         digest = self.mask.digest if self.mask is not None else ""
         return [member.store_path(self.config.limit, self.split_hash, digest) for member in self.members]
 
-    def _left_out(self, table: pd.DataFrame, quality: Callable[[], pd.DataFrame] | None = None) -> pd.Series:
-        """Why a stored scan is not used here; NA where it is. Without `quality`, rules about it wait."""
-        reasons = pd.Series(pd.NA, index=table.index, dtype="string")
-        if self.overlaps is not None:
-            reasons = self.overlaps.left_out(table)
-        rules = [str(rule) for rule in self.rules if quality is not None or rule.column in table]
-        return reasons.fillna(exclude(table, rules, quality).reasons)
+    def _left_out(self, table: pd.DataFrame) -> pd.Series:
+        """Why a listed scan is not used here; NA where it is. Rules about quality wait until there are samples."""
+        rules = [str(rule) for rule in self.rules if rule.column in table]
+        return self._by_overlap(table).fillna(exclude(table, rules).reasons)
+
+    def _by_overlap(self, table: pd.DataFrame) -> pd.Series:
+        if self.overlaps is None:
+            return pd.Series(pd.NA, index=table.index, dtype="string")
+        return self.overlaps.left_out(table)
 
     def _refuse_unknown_columns(self) -> None:
         known = [*self.listed.table.columns, *QUALITY_COLUMNS]
@@ -297,14 +298,19 @@ class CohortDataModule(L.LightningDataModule):
             self.overlaps.look_at(stores, tables, self.store_path)
             self.overlaps.judge(self.split)
             tables = [add_groups(table, self.overlaps.groups) for table in tables]
-        qualities = [partial(_quality, member, store) for member, store in zip(members, stores, strict=True)]
-        reasons = [self._left_out(table, quality) for table, quality in zip(tables, qualities, strict=True)]
+        # of all members at once: a column that one of them lacks is missing there, and matches no rule
+        ruled = exclude(join_tables(tables), self.config.exclude, lambda: _qualities(members, stores))
+        for line in ruled.remarks:
+            warn(line)
+        ends = np.cumsum([len(table) for table in tables])
+        by_rule = [ruled.reasons.iloc[end - len(table) : end] for table, end in zip(tables, ends, strict=True)]
+        by_overlap = [self._by_overlap(table) for table in tables]
+        reasons = [first.fillna(why.set_axis(first.index)) for first, why in zip(by_overlap, by_rule, strict=True)]
         reasons, copies = leave_out_copies(tables, reasons, self.split, self.config.overlap)
         if copies:
             warn(copies)
         if self.overlaps is None and not self.rules and not any(why.notna().any() for why in reasons):
             return stores[0]
-        self._remark(tables, qualities)
         unused = [table.assign(reason=why)[why.notna()] for table, why in zip(tables, reasons, strict=True)]
         lost = [member.named(store.dropped) for member, store in zip(members, stores, strict=True)]
         view = JoinedStore(
@@ -319,20 +325,11 @@ class CohortDataModule(L.LightningDataModule):
         write_tsv(view.dropped, view.path / "dropped.tsv")
         return view
 
-    def _remark(self, tables: Sequence[pd.DataFrame], qualities: Sequence[Callable[[], pd.DataFrame]]) -> None:
-        """Say which rules match nobody, or more than half."""
-        every = partial(_together, qualities)
-        for line in exclude(join_tables(tables), self.config.exclude, every).remarks:
-            warn(line)
 
-
-def _quality(member: Member, store: ArrayStore) -> pd.DataFrame:
-    """Computed quality of a store, kept beside it, under the names of the joined table."""
-    return member.named(write_quality(store))
-
-
-def _together(parts: Sequence[Callable[[], pd.DataFrame]]) -> pd.DataFrame:
-    return pd.concat([part() for part in parts], ignore_index=True)
+def _qualities(members: Sequence[Member], stores: Sequence[ArrayStore]) -> pd.DataFrame:
+    """Computed quality of all stores, kept beside each, under the names of the joined table."""
+    parts = [member.named(write_quality(store)) for member, store in zip(members, stores, strict=True)]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _further(

@@ -126,6 +126,15 @@ def test_exclusion_is_by_rule_listed_and_a_word_that_fits_nobody_is_said(command
     assert "did you mean 'age_years'" in command("prepare", *words, "data.exclude=['age_year > 60']").refusal()
 
 
+def test_a_rule_on_a_column_that_one_member_lacks_leaves_that_member_alone(command, layouts, small, tmp_path):
+    words = [small, *mixed(layouts, "oasis3", "ixi"), "data.store=mix", "data.exclude=['diagnosis_detail != x']"]
+    done = command("prepare", *words)
+    assert done.code == 0, done
+    dropped = read_tsv(tmp_path / "mix" / "dropped.tsv")
+    ruled = dropped["reason"].str.startswith("excluded by data.exclude: ")
+    assert set(dropped["cohort"][ruled]) == {"oasis3"}
+
+
 def test_inspect_leaves_a_data_sheet_beside_the_store(command, layouts, small, tmp_path):
     done = command("inspect", small, *brains(layouts, "ixi"))
     assert done.code == 0, done
