@@ -28,6 +28,7 @@ from brainage.schema import (
     EncoderConfig,
     EvaluateConfig,
     Experiment,
+    FinetuneConfig,
     HealthConfig,
     LossConfig,
     MemberConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "EncoderConfig",
     "EvaluateConfig",
     "Experiment",
+    "FinetuneConfig",
     "HealthConfig",
     "LossConfig",
     "MemberConfig",
@@ -70,7 +72,7 @@ __all__ = [
 
 # Keys that change where or how a run is executed and watched, not what it learns.
 NOT_TRAINING = (
-    "description", "runs", "tracking", "evaluate", "checkpoint", "health",
+    "description", "runs", "tracking", "evaluate", "finetune", "checkpoint", "health",
     "data.root", "data.store", "data.workers", "data.prepare_workers", "data.resident",
     "trainer.progress", "trainer.threads",
 )  # fmt: skip
@@ -89,7 +91,9 @@ POSITIVE = (
     "augment.views", "encoder.width", "encoder.head_dim", "checkpoint.every_steps", "checkpoint.keep",
     "health.every_steps", "evaluate.bootstrap", "evaluate.seeds", "loss.bin_years", "loss.huber_delta_years",
     "loss.site_repulsion", "loss.regulariser_window_years",
-    "optim.step_epochs", "trainer.validate_every_epochs", "health.patience",
+    "optim.step_epochs", "trainer.validate_every_epochs", "health.patience", "trainer.accumulate",
+    "finetune.last_stages", "finetune.rank", "finetune.epochs", "finetune.batch_size", "finetune.lr",
+    "finetune.lr_decay", "evaluate.diagnosis_folds",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "data.split_seed", "data.limit", "data.workers", "data.prepare_workers", "data.spacing_mm",
@@ -98,11 +102,22 @@ NOT_NEGATIVE = (
     "loss.site_penalty", "loss.regulariser_weight",
     "optim.weight_decay", "optim.momentum", "optim.warmup_epochs", "optim.clip_norm",
     "trainer.threads", "trainer.overfit_batches", "trainer.chunk_samples", "evaluate.scatter_points",
+    "evaluate.site_permutations", "finetune.weight_decay",
 )  # fmt: skip
 SHARES = (
-    "encoder.dropout", "augment.flip_p", "augment.affine_p", "augment.crop_p", "augment.blur_p", "augment.noise_p",
+    "encoder.dropout", "finetune.dropout", "trainer.ema_decay",
+    "augment.flip_p", "augment.affine_p", "augment.crop_p", "augment.blur_p", "augment.noise_p",
     "augment.intensity_p", "augment.cutout_p", "augment.cutout_share", "augment.crop_share",
 )  # fmt: skip
+EVALUATED = {  # lists of evaluate -> the words they take
+    "tasks": ("age", "gap", "diagnosis", "site", "longitudinal"),
+    "age_probes": ("ridge", "kernel_ridge", "gaussian_process", "knn"),
+    "correct_on": ("train", "val"),
+    "nuisance": ("age", "sex", "tiv"),
+    "harmonise": ("combat", "residual"),
+    "pairs": ("CN-AD", "CN-MCI", "MCI-AD", "sMCI-pMCI"),
+    "predictors": ("age_sex", "gap", "probe", "finetuned", "scratch"),
+}
 FOLDERS = (
     "runs",
     "data.root",
@@ -159,6 +174,18 @@ def check_experiment(experiment: Experiment) -> None:
         _choice("evaluate.fit_splits", split, ("train", "val"))
     for baseline in experiment.evaluate.baselines:
         _choice("evaluate.baselines", baseline, ("untrained", "pca_ridge", "ridge"))
+    for key, known in EVALUATED.items():
+        for value in getattr(experiment.evaluate, key):
+            _choice(f"evaluate.{key}", value, known)
+    for share in experiment.evaluate.label_shares:
+        if not 0 < share <= 1:
+            raise ConfigError(f"evaluate.label_shares: {share}: expected shares above 0 and up to 1")
+    if not 0 < experiment.evaluate.conformal_coverage < 1:
+        raise ConfigError(
+            f"evaluate.conformal_coverage={experiment.evaluate.conformal_coverage}: expected a share between 0 and 1"
+        )
+    if not experiment.evaluate.age_probes:
+        raise ConfigError("evaluate.age_probes is empty: expected at least ridge, whose ages give the gap")
     if not experiment.name or "/" in experiment.name:
         raise ConfigError(f"name={experiment.name!r}: expected a word without '/', since it names the run folder")
     flat = flatten(experiment)

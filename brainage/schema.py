@@ -132,7 +132,11 @@ class TrainerConfig:
     sync_batchnorm: bool = True  # BatchNorm over the samples of all devices: then their number changes nothing
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the encoder; losses are always fp32
     chunk_samples: int = 0  # views encoded at a time, whatever the batch; nothing of them is kept; 0: all at once
-    compile: bool = False  # torch.compile of the encoder
+    accumulate: int = 1  # optimiser steps average the gradients of so many batches, each compared within itself only
+    ema_decay: float = 0.0  # moving average of the weights, kept and evaluated in place of the last ones; 0: none
+    channels_last: bool = False  # volumes and convolutions in channels_last_3d: the layout of bf16 tensor cores
+    tf32: bool = False  # fp32 products of convolutions and matrices rounded to 10 bits on a GPU that can
+    compile: bool = False  # torch.compile of the encoder; falls back with a warning where it fails
     deterministic: bool = True  # bit-equal repeats on as many threads; false may be faster on a GPU
     threads: int = 0  # CPU threads; 0: torch's choice
     fast_dev_run: bool = False  # one train and one validation batch, nothing kept
@@ -177,6 +181,36 @@ class EvaluateConfig:
     site_probe_published: bool = False  # also saga with 150 iterations, as published; slow with many sites
     allow_seen: bool = False  # score people the encoder was trained on
     scatter_points: int = 2000  # points a figure draws at most
+    tasks: list[str] = field(default_factory=lambda: ["age", "gap", "diagnosis", "site", "longitudinal"])
+    age_probes: list[str] = field(default_factory=lambda: ["ridge"])  # the first gives the gap
+    age_fitted_on: Literal["run", "cohort"] = "run"  # another cohort's ages: by the run's people, or its own healthy
+    conformal_coverage: float = 0.9  # share of people that a split-conformal interval of age is to hold
+    correct_on: list[str] = field(default_factory=lambda: ["val"])  # whose healthy people the bias correction is from
+    correction: Literal["none", "beheshti", "cole", "conditional"] = "beheshti"  # of the gap that other tasks read
+    nuisance: list[str] = field(default_factory=list)  # age | sex | tiv: what the site task may remove, by name only
+    harmonise: list[str] = field(default_factory=list)  # combat | residual: the site task once more after each
+    site_permutations: int = 200  # shuffles of site behind its chance interval; 0: none
+    pairs: list[str] = field(default_factory=lambda: ["CN-AD", "CN-MCI", "sMCI-pMCI"])  # who is told from whom
+    predictors: list[str] = field(default_factory=lambda: ["age_sex", "gap", "probe"])  # | finetuned | scratch
+    diagnosis_folds: int = 5  # outer folds of people
+    diagnosis_by_site: bool = False  # also with whole sites held out in turn
+    label_shares: list[float] = field(default_factory=lambda: [1.0])  # low-data curves: shares of the labels fitted on
+
+
+@dataclass
+class FinetuneConfig:
+    """The encoder trained on a diagnosis: predictors `finetuned` and `scratch` of the diagnosis task."""
+
+    mode: Literal["full", "last", "low_rank"] = "full"  # all weights | the last stages | low-rank updates of them all
+    last_stages: int = 1  # last: trained stages, counted from the end
+    rank: int = 4  # low_rank: of each update
+    epochs: int = 20
+    batch_size: int = 16
+    lr: float = 1e-3
+    lr_decay: float = 0.7  # learning rate of a stage, as a share of the next deeper one's
+    weight_decay: float = 1e-2
+    dropout: float = 0.2  # before the linear head
+    augment: bool = True  # with the experiment's views
 
 
 @dataclass
@@ -195,3 +229,4 @@ class Experiment:
     health: HealthConfig = field(default_factory=HealthConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)

@@ -219,7 +219,7 @@ def test_a_tilde_in_a_folder_is_the_home_folder(monkeypatch):
 
 @pytest.mark.parametrize("key", FLAT)
 def test_every_key_that_decides_what_is_learnt_changes_the_training_hash_and_no_other(key):
-    watching = key.startswith(("tracking.", "evaluate.", "checkpoint.", "health.")) or key in {
+    watching = key.startswith(("tracking.", "evaluate.", "finetune.", "checkpoint.", "health.")) or key in {
         "description", "runs", "data.root", "data.store", "data.workers", "data.prepare_workers", "data.resident",
         "trainer.progress", "trainer.threads", "trainer.devices", "trainer.nodes",
     }  # fmt: skip

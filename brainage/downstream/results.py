@@ -2,7 +2,8 @@
 
 `run` is the model's label, `n` counts people (scans are in the note), intervals are 95 % over people. A number that
 could not be computed is a row with NaN and a note that says why, never an absent row. `note` is a list of phrases
-joined by `; `; in a row about a part of a split the first phrase names the part: `site=Guys` or `band=20-29`.
+joined by `; `; in a row about a part of a split, or about one of several ways, the first phrases say so: `site=Guys`,
+`pair=CN-AD; predictor=gap`. PARTS are the words that may stand before the equals sign.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from brainage.errors import DataError
 from brainage.statistics.bootstrap import Interval
 
 RESULT_COLUMNS = ["run", "cohort", "split", "task", "metric", "estimate", "low", "high", "n", "note"]
-PARTS = ("site", "band")
+PARTS = (
+    "site", "band", "sex", "group", "contrast", "pair", "predictor", "labels", "probe", "correction", "term", "ages",
+    "after", "folds", "coverage", "subset",
+)  # fmt: skip
 INTERNAL, EXTERNAL = SCORED = ("test_internal", "test_external")
 MEAN_PREDICTOR, CHANCE = "mean_predictor", "chance"  # what models are compared with, as names in `run`
 FEWEST_PEOPLE = 5  # a part below this has no estimate and no ages: results leave the machine, single persons must not
@@ -39,14 +43,15 @@ def result_row(
     return dict(zip(RESULT_COLUMNS, values, strict=True))
 
 
-def missing_row(run: str, cohort: str, split: str, task: str, metric: str, reason: str) -> dict[str, Any]:
+def missing_row(run: str, cohort: str, split: str, task: str, metric: str, reason: str, *parts: str) -> dict[str, Any]:
     """The row of a number that could not be computed; scans (`cohort/person/...`) and paths in the reason are masked.
+    `parts` are phrases such as `pair=CN-AD`.
 
     >>> missing_row("exp", "ixi", "test_internal", "age", "mae_years", "no vector, first ixi/IXI012/1/1")["note"]
     'not computed: no vector, first …'
     """
     masked = re.sub(r"\S+/\S*|\S*/\S+", "…", reason)
-    return result_row(run, cohort, split, task, metric, _NOTHING, 0, f"not computed: {masked}")
+    return result_row(run, cohort, split, task, metric, _NOTHING, 0, *parts, f"not computed: {masked}")
 
 
 def too_few_row(run: str, cohort: str, split: str, task: str, metric: str, n: int, part: str) -> dict[str, Any]:
@@ -64,13 +69,27 @@ def results_frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def part_of(note: str) -> tuple[str, str]:
-    """(kind, name) of the part of a split that a row is about, ("", "") for the whole split.
+    """(kind, name) of the first part that a row is about, ("", "") for the whole split.
 
     >>> part_of("site=Guys; 12 scans"), part_of("360 scans")
     (('site', 'Guys'), ('', ''))
     """
-    kind, equals, name = note.split("; ")[0].partition("=")
-    return (kind, name) if equals and kind in PARTS else ("", "")
+    return next(iter(parts_of(note).items()), ("", ""))
+
+
+def parts_of(note: str) -> dict[str, str]:
+    """Every part that a row is about: the phrases `word=name` at the start of its note, words of PARTS only.
+
+    >>> parts_of("pair=CN-AD; predictor=gap; 80 people; alpha=3")
+    {'pair': 'CN-AD', 'predictor': 'gap'}
+    """
+    found: dict[str, str] = {}
+    for phrase in note.split("; "):
+        kind, equals, name = phrase.partition("=")
+        if not equals or kind not in PARTS:
+            break
+        found[kind] = name
+    return found
 
 
 def combine(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
@@ -103,7 +122,7 @@ def validate_results(frame: pd.DataFrame, source: str) -> None:
         if row["n"] < 0:
             raise DataError(f"{name}: expected n of 0 or more people, found {row['n']}")
     names = frame[["run", "cohort", "split", "task", "metric"]]
-    names["part"] = ["=".join(part_of(note)) for note in frame["note"].fillna("")]
+    names["part"] = [" ".join(map("=".join, parts_of(note).items())) for note in frame["note"].fillna("")]
     for index in frame.index[names.duplicated()]:
         raise DataError(f"{source}: two different rows of {'/'.join(map(str, names.loc[index]))}")
 
