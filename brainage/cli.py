@@ -125,7 +125,8 @@ def prepare(
     dry_run: DryRun = False,
 ) -> None:
     """Read the cohort once into its array store (resumes, checks disk first, merges shards)."""
-    from brainage.stages import part_of, prepare_stage, print_plan, shard_stage
+    from brainage.cohort_stages import part_of, shard_stage
+    from brainage.stages import prepare_stage, print_plan
 
     experiment = _experiment(exp, overrides, data, limit)
     part = part_of(shard) if shard else None
@@ -147,7 +148,7 @@ def split(
     data: Root = "",
 ) -> None:
     """Write the split that an experiment would use, or all its folds (data.folds=5), as TSV files for data.split."""
-    from brainage.stages import split_stage
+    from brainage.cohort_stages import split_stage
 
     split_stage(_cohort(_experiment(exp, overrides, data, 0)), out)
 
@@ -155,7 +156,8 @@ def split(
 @app.command()
 def inspect(exp: Exp, overrides: Overrides = None, data: Root = "", limit: Limit = 0) -> None:
     """Data sheet of a cohort: people, ages, quality of every scan, thumbnails of the flagged ones (prepares first)."""
-    from brainage.stages import inspect_stage, prepare_stage
+    from brainage.cohort_stages import inspect_stage
+    from brainage.stages import prepare_stage
 
     cohort = _cohort(_experiment(exp, overrides, data, limit))
     prepare_stage(cohort)
@@ -165,8 +167,9 @@ def inspect(exp: Exp, overrides: Overrides = None, data: Root = "", limit: Limit
 @app.command()
 def pretrain(exp: Exp, overrides: Overrides = None, data: Root = "", limit: Limit = 0, dry_run: DryRun = False) -> None:
     """Prepare, pre-train (or continue, or find finished); evaluates too when evaluate.after_training is true."""
+    from brainage.evaluation_stages import evaluate_stage
     from brainage.runtime.ranks import launched
-    from brainage.stages import evaluate_stage, prepare_together, pretrain_stage, print_plan, refuse_untrainable
+    from brainage.stages import prepare_together, pretrain_stage, print_plan, refuse_untrainable
 
     experiment = _experiment(exp, overrides, data, limit)
     cohort = _cohort(experiment)
@@ -201,8 +204,9 @@ def evaluate(run: Run, overrides: Overrides = None, data: Root = "", dry_run: Dr
     Overrides may change data.root, evaluate.* and other keys that leave the training as it is.
     """
     from brainage.errors import ConfigError
+    from brainage.evaluation_stages import evaluate_stage, finished_run, run_experiment
     from brainage.runtime.ranks import launched
-    from brainage.stages import evaluate_stage, finished_run, prepare_stage, print_plan, run_experiment
+    from brainage.stages import prepare_stage, print_plan
 
     if launched():
         raise ConfigError("evaluate: expected one process, found several started by srun or torchrun; start it alone")
@@ -224,7 +228,8 @@ def embed(
     dry_run: DryRun = False,
 ) -> None:
     """Embed any cohort (data.cohort=, data.modality=) with a trained encoder; refused when the contract differs."""
-    from brainage.stages import embed_stage, finished_run, print_plan, run_experiment
+    from brainage.evaluation_stages import embed_stage, finished_run, run_experiment
+    from brainage.stages import print_plan
 
     experiment = run_experiment(finished_run(run).folder, _with_root(overrides, data, limit), other_cohort=True)
     cohort = _cohort(experiment)
@@ -269,7 +274,7 @@ def withdraw(
     run: Annotated[list[Path] | None, typer.Option(help="Run folder to clean of them; repeatable.")] = None,
 ) -> None:
     """Take people who withdrew their consent out of stores and run folders, and say what cannot be undone."""
-    from brainage.stages import withdraw_stage
+    from brainage.cohort_stages import withdraw_stage
 
     withdraw_stage(lists, cohort, store or [], run or [])
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from brainage.config import Experiment
 from brainage.data.source import ScanSource
+from brainage.evaluation_stages import evaluate_stage
 from brainage.runtime import Stages, console, peak_memory_gib
-from brainage.stages import evaluate_stage, prepare_stage, pretrain_stage, progress_bar
+from brainage.stages import prepare_stage, pretrain_stage, progress_bar
 
 SUBJECTS, SEED, SPACING_MM = 500, 0, 6.0
 

@@ -13,7 +13,8 @@ from brainage.config import Experiment, flatten, load_experiment, run_folder, si
 from brainage.data.table import read_table, scan_keys
 from brainage.downstream.results import read_results
 from brainage.errors import ContractError, TrainingStopped
-from brainage.stages import embed_stage, evaluate_stage, pretrain_stage
+from brainage.evaluation_stages import embed_stage, evaluate_stage
+from brainage.stages import pretrain_stage
 from brainage.tracking import MlflowRun, read_journal
 from data_modules.cohort import CohortDataModule
 from data_modules.simulated.openbhb import write_openbhb

@@ -53,5 +53,5 @@ def test_a_scored_scan_without_an_age_and_a_scan_that_is_there_twice_are_refused
 def test_people_who_are_fitted_on_and_judged_are_named():
     table = people_of(["CN", "AD", "CN"], ["a", "b", "c"])
     refuse_same_people(table[:1], table[1:], "bias correction")
-    with pytest.raises(LeakageError, match="bias correction: 1 people .* first c/b"):
+    with pytest.raises(LeakageError, match=r"bias correction: 1 people .* first c/b"):
         refuse_same_people(table[:2], table[1:], "bias correction")

@@ -31,9 +31,9 @@ from brainage.downstream.evaluate import evaluate
 from brainage.downstream.features import Features, read_embeddings, write_embeddings
 from brainage.downstream.site import evaluate_site
 from brainage.errors import CheckpointError, ConfigError, LeakageError
+from brainage.evaluation_stages import run_experiment
 from brainage.pretraining.checkpoint import PAYLOAD, checkpoints, load_checkpoint, load_module
 from brainage.pretraining.run import pretrain
-from brainage.stages import run_experiment
 from data_modules.cohort import CohortDataModule
 from tests.scans import VectorCohort, small_experiment
 
