@@ -1,0 +1,285 @@
+"""The brain-age gap: raw and corrected, by group, adjusted between groups, and scanned twice.
+
+n scans, R resamples. The gap is predicted minus chronological age in years. Raw and corrected always stand side by
+side: a corrected age holds the chronological one, so that its accuracy alone says little of the model. Tables of groups
+count every person once, by the first scored scan that has a diagnosis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from brainage.config import EvaluateConfig
+from brainage.data.table import person_keys
+from brainage.downstream.probes import people
+from brainage.downstream.readout import NOBODY_DIAGNOSED, READOUT_COLUMNS, Readout, healthy
+from brainage.downstream.results import FEWEST_PEOPLE, missing_row, result_row, results_frame, too_few_row
+from brainage.downstream.task import TaskResult, not_computed
+from brainage.errors import DataError
+from brainage.statistics.agreement import agreement
+from brainage.statistics.bias import CORRECTIONS, Scans
+from brainage.statistics.bootstrap import FEWEST_PERSONS, Interval, interval, resample_weights
+from brainage.statistics.contrasts import Contrast, adjusted_contrast
+from brainage.statistics.cross_fit import cross_fit
+from brainage.statistics.seeds import holm
+
+NAMES = ("none", *CORRECTIONS)  # of corrections, as in config.correction
+GAPS = [f"gap_{name}_years" for name in NAMES]
+GAP_COLUMNS = [
+    *READOUT_COLUMNS, "mci_outcome", "healthy", "model", "seed", "predicted_age_years", *GAPS, "corrected_by",
+]  # fmt: skip
+CONTRASTS = (("AD", "CN"), ("MCI", "CN"), ("AD", "MCI"), ("pMCI", "sMCI"))
+EVERYBODY = "everybody"  # the group of a cohort in which nobody has a diagnosis
+REPEAT_YEARS = 90 / 365.25  # scans of a person closer than this are repeats of one measurement
+INFLATED = (
+    "a corrected age holds chronological age: its accuracy alone is inflated (Butler 2021; de Lange 2022), see "
+    "correction=none"
+)
+_METRICS = ("mean_years", "sd_years", "age_slope", "mae_years")
+_CONTRAST_METRICS = ("difference_years", "hedges_g", "p", "p_holm")
+_LEAST_SPREAD_YEARS = 1e-6
+
+
+def evaluate_gap(readout: Readout, *, config: EvaluateConfig, seed: int) -> TaskResult:
+    """Tasks gap, gap_contrast and gap_repeat, and the frame `gaps` of GAP_COLUMNS, one row a scored scan.
+
+    `seed` deals the people of a cross-fit into folds and draws the resamples. Intervals: of a group's numbers by
+    bootstrap of its people, of contrasts by t (`adjusted_contrast`), of repeats by F and chi square (`agreement`).
+    A correction that cannot be fitted has NaN in the frame and rows that say why; the raw gap does not need one.
+    """
+    where = (readout.label, readout.cohort, readout.split)
+    if not readout.score.any():
+        return not_computed(*where, "gap", "mean_years", "no scan is scored")
+    if np.ptp(readout.predicted_age_years[readout.score]) < _LEAST_SPREAD_YEARS and readout.score.sum() > 1:
+        reason = "every scored scan is predicted the same age: the gap would be age with its sign changed"
+        return not_computed(*where, "gap", "mean_years", reason)
+    gaps, notes, refusals = _gaps(readout, seed)
+    first, left_out = first_scans(gaps)
+    rows = [
+        *_group_rows(where, first, notes, refusals, left_out, config.bootstrap, seed),
+        *_contrast_rows(where, first, refusals),
+        *_repeat_rows(where, gaps, refusals),
+    ]
+    return TaskResult(results_frame(rows), {"gaps": gaps})
+
+
+def groups_of(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Group -> bool [n] of the rows of `table`, groups with somebody in them only: CN, MCI, AD by the diagnosis of the
+    visit, sMCI and pMCI by the outcome of MCI (MCI of unknown outcome is in neither), or EVERYBODY.
+    """
+    diagnosis = table["diagnosis"].fillna("").to_numpy(dtype=str)
+    if not (diagnosis != "").any():
+        return {EVERYBODY: np.ones(len(table), dtype=bool)}
+    outcome = table["mci_outcome"].fillna("").to_numpy(dtype=str)
+    groups = {name: diagnosis == name for name in ("CN", "MCI", "AD")}
+    groups |= {"sMCI": groups["MCI"] & (outcome == "stable"), "pMCI": groups["MCI"] & (outcome == "progressive")}
+    return {name: rows for name, rows in groups.items() if rows.any()}
+
+
+def first_scans(gaps: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """(one row a person, the phrase on who was left out): the first scan in time that has a diagnosis of a group."""
+    known = gaps["diagnosis"].isin(["CN", "MCI", "AD"]) | gaps["diagnosis"].isna().all()
+    first = _in_time(gaps[known])
+    first = first[~person_keys(first).duplicated()].reset_index(drop=True)
+    lost = person_keys(gaps).nunique() - len(first)
+    return first, f"{lost} people without a diagnosis of CN, MCI or AD left out" if lost else ""
+
+
+def _gaps(readout: Readout, seed: int) -> tuple[pd.DataFrame, dict[str, str], dict[str, str]]:
+    """GAP_COLUMNS, and for each correction either its note or the reason why there is none."""
+    table, score = readout.table, readout.score
+    frame = table.reindex(columns=[*READOUT_COLUMNS, "mci_outcome"])
+    frame["mci_outcome"] = frame["mci_outcome"].astype("string")
+    frame = frame.assign(
+        healthy=healthy(table), model=readout.label, seed=readout.seed,
+        predicted_age_years=readout.predicted_age_years, gap_none_years=readout.gap_years, corrected_by=-1,
+    )  # fmt: skip
+    scans = Scans.of(table)
+    notes, refusals = {"none": ""}, {}
+    for name, kind in CORRECTIONS.items():
+        frame[f"gap_{name}_years"] = np.nan
+        try:
+            found = cross_fit(kind(), scans, readout.predicted_age_years, readout.correct, score, seed=seed)
+        except DataError as error:
+            refusals[name] = str(error)
+            continue
+        frame[f"gap_{name}_years"], frame["corrected_by"], notes[name] = found
+    frame = frame.astype({"model": "string", "seed": "int64", "corrected_by": "int64"})
+    notes = {name: "; ".join(filter(None, (note, readout.note))) for name, note in notes.items()}
+    return frame.loc[score, GAP_COLUMNS].reset_index(drop=True), notes, refusals
+
+
+def _group_rows(
+    where: tuple[str, str, str],
+    first: pd.DataFrame,
+    notes: dict[str, str],
+    refusals: dict[str, str],
+    left_out: str,
+    resamples: int,
+    seed: int,
+) -> Iterator[dict[str, Any]]:
+    names = [name for name in NAMES if name not in refusals]
+    for group, rows in groups_of(first).items():
+        part = first[rows]
+        ages = f"{len(part)} people, first scan each; ages {part['age_years'].min():.0f}-{part['age_years'].max():.0f}"
+        changed = int((~part["healthy"]).sum()) if group == "CN" else 0
+        extent = (
+            f"{ages} years",
+            NOBODY_DIAGNOSED if group == EVERYBODY else left_out,
+            f"{changed} of them have another diagnosis at other visits" if changed else "",
+        )
+        found = _moments(part, names, resamples, seed) if len(part) >= FEWEST_PEOPLE else {}
+        for name in NAMES:
+            parts = (f"group={group}", f"correction={name}")
+            for metric in _METRICS:
+                if name in refusals:
+                    yield missing_row(*where, "gap", metric, refusals[name], *parts)
+                elif len(part) < FEWEST_PEOPLE:
+                    yield too_few_row(*where, "gap", metric, len(part), "; ".join(parts))
+                else:
+                    warning = INFLATED if metric == "mae_years" and name != "none" else ""
+                    value = found[name][metric]
+                    undefined = "not computed: needs people of different ages" if np.isnan(value.estimate) else ""
+                    phrases = (*parts, *extent, warning, undefined, notes[name])
+                    yield result_row(*where, "gap", metric, value, len(part), *phrases)
+
+
+def _moments(part: pd.DataFrame, names: list[str], resamples: int, seed: int) -> dict[str, dict[str, Interval]]:
+    """correction -> metric -> interval over the people of one group, from one matrix product a chunk of resamples."""
+    age = part["age_years"].to_numpy(dtype=np.float64)
+    gap = part[[f"gap_{name}_years" for name in names]].to_numpy(dtype=np.float64)  # [n, C]
+    age, centre = age - age.mean(), gap.mean(axis=0)
+    g = gap - centre
+    columns = np.column_stack([age, age**2, g, g**2, g * age[:, None], np.abs(gap)])
+    persons = people(part)
+    drawn = [np.ones((1, len(part))), *resample_weights(persons, resamples, [seed, len(GAPS)])]
+    means = np.concatenate([weights @ columns for weights in drawn]) / len(part)  # a resample holds n people too
+    a, aa = means[:, :1], means[:, 1:2]
+    m, mm, ma, mae = np.split(means[:, 2:], 4, axis=1)
+    variance = np.maximum(mm - m**2, 0) * len(part) / (len(part) - 1)
+    spread = aa - a**2
+    slope = np.divide(ma - m * a, spread, out=np.full_like(m, np.nan), where=spread > 1e-9)
+    values = dict(zip(_METRICS, (m + centre, np.sqrt(variance), slope, mae), strict=True))
+    few = len(np.unique(persons)) < FEWEST_PERSONS
+    return {
+        name: {metric: interval(v[0, c], v[:0, c] if few else v[1:, c]) for metric, v in values.items()}
+        for c, name in enumerate(names)
+    }
+
+
+def _contrast_rows(
+    where: tuple[str, str, str], first: pd.DataFrame, refusals: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    names = [name for name in NAMES if name not in refusals]
+    groups = groups_of(first)
+    found: dict[str, list[Contrast] | str] = {}
+    sizes: dict[str, tuple[int, str]] = {}
+    if EVERYBODY in groups:
+        yield missing_row(*where, "gap_contrast", "difference_years", f"no groups: {NOBODY_DIAGNOSED}")
+        return
+    for one, other in CONTRASTS:
+        contrast = f"{one}-{other}"
+        rows = [groups.get(name, np.zeros(len(first), dtype=bool)) for name in (one, other)]
+        few = [
+            f"{rows[i].sum()} people of {name}" for i, name in enumerate((one, other)) if rows[i].sum() < FEWEST_PEOPLE
+        ]
+        sizes[contrast] = (int((rows[0] | rows[1]).sum()), f"{rows[0].sum()} {one} and {rows[1].sum()} {other} people")
+        if few:
+            found[contrast] = f"{' and '.join(few)}, fewer than {FEWEST_PEOPLE}"
+            continue
+        try:
+            found[contrast] = _contrast(first[rows[0] | rows[1]], rows[0][rows[0] | rows[1]], names)
+        except DataError as error:
+            found[contrast] = str(error)
+        sizes[contrast] = (sizes[contrast][0], f"{sizes[contrast][1]}; {_adjusted(first, rows[0], rows[1])}")
+    for name in NAMES:
+        yield from _corrected_contrasts(where, name, names, found, sizes, refusals)
+
+
+def _corrected_contrasts(
+    where: tuple[str, str, str],
+    name: str,
+    names: list[str],
+    found: dict[str, list[Contrast] | str],
+    sizes: dict[str, tuple[int, str]],
+    refusals: dict[str, str],
+) -> Iterator[dict[str, Any]]:
+    """Rows of one correction, over whose contrasts Holm's correction runs."""
+    ways = {c: refusals.get(name) or (v if isinstance(v, str) else v[names.index(name)]) for c, v in found.items()}
+    adjusted = holm([np.nan if isinstance(way, str) else way.p for way in ways.values()])
+    comparisons = int(np.isfinite(adjusted).sum())
+    for (contrast, way), p_holm in zip(ways.items(), adjusted, strict=True):
+        parts, (n, about) = (f"contrast={contrast}", f"correction={name}"), sizes[contrast]
+        for metric in _CONTRAST_METRICS:
+            if isinstance(way, str):
+                yield missing_row(*where, "gap_contrast", metric, way, *parts)
+                continue
+            numbers = (way.difference, way.hedges_g, *(Interval(p, np.nan, np.nan) for p in (way.p, float(p_holm))))
+            value = dict(zip(_CONTRAST_METRICS, numbers, strict=True))[metric]
+            over = f"Holm over {comparisons} contrasts" if metric == "p_holm" else ""
+            method = f"HC2 and t with {way.df:.1f} df; residual sd {way.sd:.3g} years"
+            yield result_row(*where, "gap_contrast", metric, value, n, *parts, over, about, method)
+
+
+def _contrast(part: pd.DataFrame, first: np.ndarray, names: list[str]) -> list[Contrast]:
+    sex = part["sex"].fillna("").to_numpy(dtype=str)
+    covariates = np.column_stack([part["age_years"].to_numpy(dtype=np.float64), sex == "M", sex == ""])
+    values = part[[f"gap_{name}_years" for name in names]].to_numpy(dtype=np.float64)
+    return adjusted_contrast(values, first, covariates, part["site"].fillna("").to_numpy(dtype=str))
+
+
+def _adjusted(table: pd.DataFrame, one: np.ndarray, other: np.ndarray) -> str:
+    """The phrase on what a contrast is adjusted for, and on what could not be."""
+    both = table[one | other]
+    site, sex = table["site"].fillna(""), both["sex"].fillna("unknown")
+    shared = len(set(site[one]) & set(site[other]))
+    sites = both["site"].fillna("").nunique()
+    text = f"adjusted for age, sex and site, first scan each; {shared} of {sites} sites hold both groups"
+    if sites == 1:
+        text += "; one site: no term of site"
+    if sex.nunique() == 1:
+        text += f"; all of sex {sex.iloc[0]}: no term of sex"
+    return text
+
+
+def _repeat_rows(where: tuple[str, str, str], gaps: pd.DataFrame, refusals: dict[str, str]) -> Iterator[dict[str, Any]]:
+    first, second = _repeats(gaps)
+    if len(first) < FEWEST_PEOPLE:
+        reason = f"{len(first)} people were scanned twice within 90 days, fewer than {FEWEST_PEOPLE}"
+        yield missing_row(*where, "gap_repeat", "icc", reason)
+        return
+    for name in NAMES:
+        part, column = f"correction={name}", f"gap_{name}_years"
+        if name in refusals:
+            yield missing_row(*where, "gap_repeat", "icc", refusals[name], part)
+            continue
+        found = agreement(np.column_stack([first[column], second[column]]))
+        oneway = found.icc_oneway
+        way = "ICC(A,1), McGraw and Wong 1996, two scans of a person within 90 days"
+        order = f"ICC(1,1) {oneway.estimate:.3f} ({oneway.low:.3f} to {oneway.high:.3f})"
+        yield result_row(*where, "gap_repeat", "icc", found.icc_agreement, len(first), part, way, order)
+        error = "sd of one scan about the person's mean, interval by chi square"
+        yield result_row(*where, "gap_repeat", "sd_years", found.sd_within, len(first), part, error)
+
+
+def _repeats(gaps: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The first two scans in a row of each person that are of one session, or less than REPEAT_YEARS apart."""
+    ordered = _in_time(gaps)
+    persons, session = people(ordered), ordered["session_id"].fillna("").to_numpy(dtype=str)
+    years = ordered["visit_years"].to_numpy(dtype=np.float64)
+    near = np.abs(years[1:] - years[:-1]) < REPEAT_YEARS  # False where a year is unknown
+    pair = (persons[1:] == persons[:-1]) & (near | (session[1:] == session[:-1]))
+    start = np.flatnonzero(pair)
+    start = start[np.unique(persons[start], return_index=True)[1]]
+    return ordered.iloc[start], ordered.iloc[start + 1]
+
+
+def _in_time(gaps: pd.DataFrame) -> pd.DataFrame:
+    """Scans sorted by person, then by time."""
+    return gaps.sort_values(
+        ["cohort", "participant_id", "visit_years", "age_years", "session_id", "run"], kind="stable"
+    )
