@@ -34,6 +34,7 @@ class Recorder(L.Callback):
         self.loader_wait_s = loader_wait_s
         self.latest: dict[str, float] = {}
         self._pending: list[tuple[int, torch.Tensor, float]] = []
+        self._of_step: list[torch.Tensor] = []  # losses of the batches of a step that is under way
         self._rate = 0.0
         self._images = 0
         self._since = time.perf_counter()
@@ -52,9 +53,14 @@ class Recorder(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, PretrainingModule)
-        step = trainer.global_step  # steps done, this one included
-        self._pending.append((step, pl_module.outputs["loss"], self._rate))
         self._images += len(pl_module.outputs["age_years"]) * pl_module.experiment.augment.views  # of all ranks
+        self._of_step.append(pl_module.outputs["loss"])
+        if not pl_module.accumulation.ends(batch_idx):
+            return
+        step = trainer.global_step  # steps done, this one included
+        loss = self._of_step[0] if len(self._of_step) == 1 else torch.stack(self._of_step).mean()
+        self._pending.append((step, loss, self._rate))
+        self._of_step.clear()
         if step % self.every_steps == 0:
             self.flush()
             self._speed(step)
@@ -122,7 +128,7 @@ class Health(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, PretrainingModule)
-        if trainer.global_step % self.every_steps == 0:
+        if pl_module.accumulation.ends(batch_idx) and trainer.global_step % self.every_steps == 0:
             with torch.no_grad(), torch.autocast(pl_module.device.type, enabled=False):
                 self.line = agree(lambda: self.look(trainer.global_step, pl_module))
 

@@ -144,13 +144,13 @@ def refuse_other_training(path: Path, payload: Payload, experiment: Experiment) 
         raise CheckpointError(f"{path}: of another configuration; differs in {phrases}")
 
 
-def new_module(experiment: Experiment, contract: InputContract, steps_per_epoch: int = 1) -> PretrainingModule:
+def new_module(experiment: Experiment, contract: InputContract, batches_per_epoch: int = 1) -> PretrainingModule:
     """The module of an experiment's loss with fresh weights."""
     from brainage.pretraining.contrastive import ContrastiveModule
     from brainage.pretraining.supervised import SupervisedModule
 
     chosen = SupervisedModule if experiment.loss.name in SUPERVISED_NAMES else ContrastiveModule
-    return chosen(experiment, contract, steps_per_epoch=steps_per_epoch)
+    return chosen(experiment, contract, batches_per_epoch=batches_per_epoch)
 
 
 def load_module(path: Path) -> tuple[PretrainingModule, Payload]:

@@ -17,8 +17,8 @@ from brainage.pretraining.module import PretrainingModule
 class ContrastiveModule(PretrainingModule):
     """Encoder and projection head under one of the losses of `brainage.losses.CONTRASTIVE`."""
 
-    def __init__(self, experiment: Experiment, contract: InputContract, *, steps_per_epoch: int = 1) -> None:
-        super().__init__(experiment, contract, steps_per_epoch=steps_per_epoch)
+    def __init__(self, experiment: Experiment, contract: InputContract, *, batches_per_epoch: int = 1) -> None:
+        super().__init__(experiment, contract, batches_per_epoch=batches_per_epoch)
         self.head = build_head(experiment.encoder, self.encoder.features)
         self.loss = contrastive_loss(experiment.loss)
 

@@ -19,6 +19,7 @@ from brainage.augment import apply_views, draw_views
 from brainage.config import Experiment
 from brainage.encoders import build_encoder
 from brainage.imaging.contract import InputContract
+from brainage.pretraining.accumulation import Accumulation, stand_at
 from brainage.pretraining.caching import batch_norms, in_chunks
 from brainage.pretraining.gather import mean_over_ranks
 from brainage.pretraining.group import highest
@@ -77,18 +78,19 @@ class Normaliser(nn.Module):
 class PretrainingModule(L.LightningModule, ABC):
     """Base of both modules. Subclasses give `head`, `loss_of` and what validation reports.
 
-    Every random number of a training step follows from (seed, step, scan): a resumed run repeats the interrupted one.
+    Every random number of training follows from (seed, batch, scan): a resumed run repeats the interrupted one.
     """
 
     head: nn.Module
     loss: Callable[..., Tensor]
 
-    def __init__(self, experiment: Experiment, contract: InputContract, *, steps_per_epoch: int = 1) -> None:
+    def __init__(self, experiment: Experiment, contract: InputContract, *, batches_per_epoch: int = 1) -> None:
         super().__init__()
         self.experiment = experiment
         self.contract = contract
-        self.steps_per_epoch = steps_per_epoch
-        self.total_steps = steps_per_epoch * experiment.trainer.epochs
+        self.accumulation = Accumulation(batches_per_epoch, experiment.trainer.accumulate)
+        self.steps_per_epoch = self.accumulation.steps
+        self.total_steps = self.steps_per_epoch * experiment.trainer.epochs
         self.normaliser = Normaliser(experiment.data.intensity, contract.shape)
         self.encoder = build_encoder(experiment.encoder, contract)
         self.outputs: dict[str, Tensor] = {}  # of the last training step, detached: what the callbacks look at
@@ -138,18 +140,25 @@ class PretrainingModule(L.LightningModule, ABC):
         """This rank's part of the loss, whose mean over ranks is the global one, and what health and validation look
         at, of all ranks: `z` [B, V, D], `age_years` [B], `subject` [B]; from this rank's trunk features [N, F]."""
 
+    def on_train_start(self) -> None:
+        if self.accumulation.together > 1:  # else a step is a batch
+            stand_at(self.trainer.train_dataloader, lambda: self.accumulation.first_batch(self.global_step))
+
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        # Dropout and everything else that asks torch for numbers: a function of (seed, step, rank), not of history. The
-        # ranks drop different units; views, whose seeds are their scans', do not depend on the number of ranks.
-        source = np.random.SeedSequence([self.experiment.seed, self.global_step, self.global_rank])
+        # Dropout and everything else that asks torch for numbers: a function of (seed, batch, rank), not of history.
+        # The ranks drop different units; views, whose seeds are their scans', do not depend on the number of ranks.
+        number = self.accumulation.number(self.global_step, batch_idx)
+        source = np.random.SeedSequence([self.experiment.seed, number, self.global_rank])
         torch.manual_seed(int(source.generate_state(1)[0]))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        trunk = self.trunk(batch, self.global_step)
+        trunk = self.trunk(batch, self.accumulation.number(self.global_step, batch_idx))
         with torch.autocast(self.device.type, enabled=False):  # losses in float32 whatever the encoder's precision
             loss, seen = self.loss_of(trunk.float(), batch)
         self.outputs = {"loss": mean_over_ranks(loss.detach()), **seen}
-        return loss
+        # Lightning divides by `together`, also at the end of an epoch, where fewer batches are left
+        left = self.accumulation.size(batch_idx)
+        return loss if left == self.accumulation.together else loss * (self.accumulation.together / left)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         if len(batch["age_years"]):

@@ -40,19 +40,19 @@ def training_cost(experiment: Experiment, contract: InputContract, train_scans: 
     device = choose_device(experiment.trainer.accelerator)
     set_threads(experiment.trainer.threads)
     batch = min(experiment.data.batch_size, train_scans)
-    steps_per_epoch = max(1, train_scans // batch)
+    batches_per_epoch = max(1, train_scans // batch)
     samples = _most_samples(experiment, batch)  # of a device, and all devices work at once
-    module = new_module(experiment, contract, steps_per_epoch).to(device)
+    module = new_module(experiment, contract, batches_per_epoch).to(device)
     seconds, kept = _time_samples(module, contract, 2, device)
     measured = 2
     if seconds < _QUICK_S:  # two samples say little of a small network, whose time is overhead
         seconds, kept = _time_samples(module, contract, samples, device)
         measured = samples
-    total = steps_per_epoch * experiment.trainer.epochs
+    total = batches_per_epoch * experiment.trainer.epochs
     return Cost(
-        steps=total,
-        steps_per_epoch=steps_per_epoch,
-        samples_a_step=batch * experiment.augment.views,
+        steps=module.total_steps,
+        steps_per_epoch=module.steps_per_epoch,
+        samples_a_step=batch * experiment.augment.views * module.accumulation.size(0),
         seconds=seconds / measured * samples * total * (4 / 3 if _held(experiment, samples) < samples else 1),
         device=str(device),
         free_gib=torch.cuda.mem_get_info()[0] / 2**30 if device.type == "cuda" else available_memory_gib(),

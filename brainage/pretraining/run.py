@@ -121,7 +121,7 @@ def build_module(experiment: Experiment, data: ScanSource) -> PretrainingModule:
     check_augment(experiment.augment, data.contract)
     seed_everything(experiment.seed)
     data.seed = experiment.seed
-    module = new_module(experiment, data.contract, steps_per_epoch=len(data.train_dataloader()))
+    module = new_module(experiment, data.contract, batches_per_epoch=len(data.train_dataloader()))
     rows = data.rows("train")
     if is_first():
         module.normaliser.fit(data.store.arrays, rows)
@@ -189,8 +189,8 @@ def start_up(
     return {
         "scans": ", ".join(f"{split} {count}" for split, count in counts.items()),
         "sites": f"{data.table['site'].nunique()} ({data.table['site'].iloc[rows].nunique()} in train)",
-        "batch": f"{batch} scans x {views} views = {batch * views} samples; {module.steps_per_epoch} steps an epoch, "
-                 f"{module.total_steps} in all",
+        "batch": f"{batch} scans x {views} views = {batch * views} samples{module.accumulation.words}; "
+                 f"{module.steps_per_epoch} steps an epoch, {module.total_steps} in all",
         **several_devices(experiment, data.contract, module, batch),
         "memory": f"about {memory_gib(experiment, data.contract, batch):.2g} GiB a device in fp32",
         "loss": f"{config.loss.name}, {config.loss.kernel} of {config.loss.sigma_years:g} years",

@@ -24,8 +24,8 @@ class SupervisedModule(PretrainingModule):
     age_mean: Tensor
     age_sd: Tensor
 
-    def __init__(self, experiment: Experiment, contract: InputContract, *, steps_per_epoch: int = 1) -> None:
-        super().__init__(experiment, contract, steps_per_epoch=steps_per_epoch)
+    def __init__(self, experiment: Experiment, contract: InputContract, *, batches_per_epoch: int = 1) -> None:
+        super().__init__(experiment, contract, batches_per_epoch=batches_per_epoch)
         self.head = nn.Linear(self.encoder.features, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)

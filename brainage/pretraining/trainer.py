@@ -41,6 +41,7 @@ def build_trainer(experiment: Experiment, callbacks: list[L.Callback], **options
         strategy=_strategy(experiment) if together else "auto",
         precision=PRECISION[trainer.precision],  # type: ignore[arg-type]
         gradient_clip_val=optim.clip_norm or None,
+        accumulate_grad_batches=trainer.accumulate,
         check_val_every_n_epoch=trainer.validate_every_epochs,
         deterministic="warn" if trainer.deterministic else None,
         benchmark=not trainer.deterministic,
