@@ -7,10 +7,13 @@ never from those it is applied to. Scans of one person count as scans, as in the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from brainage.config import EvaluateConfig
+from brainage.downstream.features import Features, join
 from brainage.errors import ConfigError, DataError
 
 COVARIATES = {"age": "age_years", "sex": "sex", "tiv": "tiv_ml"}  # names in config.nuisance -> column of the table
@@ -141,7 +144,10 @@ class CovariateResidual:
         return np.asarray(X, dtype=np.float64) - (np.asarray(covariates, dtype=np.float64) - self.mean_) @ self.coef_
 
 
-HARMONISERS = {"combat": Combat, "residual": SiteResidual}  # names in config.harmonise
+HARMONISERS: dict[str, type[Combat] | type[SiteResidual]] = {
+    "combat": Combat,
+    "residual": SiteResidual,
+}  # names in config.harmonise
 
 
 def _known(
@@ -204,3 +210,61 @@ def _shrunken(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if change < _TOLERANCE:
             return gamma, delta
     raise DataError(f"harmonisation: ComBat's estimates did not settle in {_MOST_ROUNDS} rounds (n {n}, {D} features)")
+
+
+class Harmonised(NamedTuple):
+    """Rows of the table beside their features. Fitted scans are all harmonised; scored ones where `changed` says so."""
+
+    fitted: pd.DataFrame
+    X: np.ndarray  # float64 [fitted, D]
+    scored: pd.DataFrame
+    X_scored: np.ndarray  # float64 [scored, D]
+    changed: np.ndarray  # bool [scored]; others are of a site that was not fitted and stay as they are
+    note: str
+
+
+def harmonise(
+    features: Features,
+    table: pd.DataFrame,
+    how: str,
+    *,
+    config: EvaluateConfig,
+    scored: pd.DataFrame,
+    scored_ages: pd.Series | None = None,
+) -> Harmonised:
+    """Fit `how` (a name in HARMONISERS) on `config.fit_splits` and apply it to `scored`, keeping `config.nuisance`.
+
+    Left out and counted in the note: fitted scans without a site or of a site of fewer than FEWEST_OF_SITE, and scans
+    of which a covariate is not known. `scored_ages` [scored] takes the place of their true ages, of which a judged age
+    must know nothing. Raises DataError where nothing can be fitted.
+    """
+    everybody = table[table["split"].isin(config.fit_splits)]
+    covariates = Covariates(config.nuisance).fit(everybody)
+    known = np.isfinite(covariates.transform(everybody)).all(axis=1)
+    fitted = everybody[known & everybody["site"].notna().to_numpy()]
+    small = fitted["site"].map(fitted["site"].value_counts()) < FEWEST_OF_SITE
+    sites_lost = fitted.loc[small, "site"].nunique()
+    fitted = fitted[~small.to_numpy(dtype=bool)]
+    if fitted.empty:
+        raise DataError("harmonisation: no fitted scan has a site and the covariates of evaluate.nuisance")
+    model = HARMONISERS[how]()
+    X, sites, C = join(features, fitted), _site_names(fitted), covariates.transform(fitted)
+    X = model.fit(X, sites, C).transform(X, sites, C)
+    C = covariates.transform(scored if scored_ages is None else scored.assign(age_years=scored_ages))
+    complete = np.isfinite(C).all(axis=1)
+    kept, C = scored[complete], C[complete]
+    changed = kept["site"].isin(model.sites_).to_numpy(dtype=bool)
+    X_scored = join(features, kept).astype(np.float64) if len(kept) else np.empty((0, X.shape[1]))
+    if changed.any():
+        X_scored[changed] = model.transform(X_scored[changed], _site_names(kept[changed]), C[changed])
+    lost = [len(everybody) - len(fitted), len(scored) - len(kept)]
+    notes = [
+        f"{how} fitted on {len(fitted)} scans of {len(model.sites_)} sites, keeping {', '.join(covariates.names) or 'no covariate'}"
+    ]
+    if any(lost):
+        notes.append(f"left out: {lost[0]} fitted and {lost[1]} scored scans, {sites_lost} sites of one fitted scan")
+    return Harmonised(fitted, X, kept, X_scored, changed, "; ".join(notes))
+
+
+def _site_names(rows: pd.DataFrame) -> np.ndarray:
+    return rows["site"].to_numpy(dtype=str)
