@@ -14,6 +14,7 @@ from brainage.config import Experiment, differing_keys, from_plain, to_plain
 from brainage.errors import CheckpointError
 from brainage.imaging.contract import InputContract
 from brainage.losses.names import SUPERVISED_NAMES
+from brainage.pretraining.averaging import evaluated_weights
 from brainage.pretraining.module import PretrainingModule
 from brainage.runtime.files import write_atomically
 
@@ -154,9 +155,10 @@ def new_module(experiment: Experiment, contract: InputContract, batches_per_epoc
 
 
 def load_module(path: Path) -> tuple[PretrainingModule, Payload]:
-    """A trained module in evaluation mode on the CPU, and what its checkpoint says of itself."""
+    """A trained module in evaluation mode on the CPU, with averaged weights where `trainer.ema_decay` kept some, and
+    what its checkpoint says of itself."""
     checkpoint = load_checkpoint(path)
     payload = Payload.from_dict(checkpoint[PAYLOAD], path)
     module = new_module(payload.experiment, payload.contract)
-    module.load_state_dict(checkpoint["state_dict"])
+    module.load_state_dict(evaluated_weights(checkpoint))
     return module.eval(), payload

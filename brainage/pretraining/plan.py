@@ -103,9 +103,9 @@ def _held(experiment: Experiment, samples: int) -> int:
 
 
 def _weight_bytes(experiment: Experiment, module: PretrainingModule) -> int:
-    """Weights, gradients, and what the optimiser remembers of them."""
+    """Weights, gradients, what the optimiser remembers of them, and their average where one is kept."""
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
-    return weights * (2 + (1 if experiment.optim.name == "sgd" else 2))
+    return weights * (2 + (1 if experiment.optim.name == "sgd" else 2) + (experiment.trainer.ema_decay > 0))
 
 
 def _time_samples(

@@ -17,6 +17,7 @@ from brainage.data.splits import age_histogram, seen_people
 from brainage.encoders.sync_norm import synchronise
 from brainage.errors import TrainingStopped
 from brainage.pretraining import callbacks as watching
+from brainage.pretraining.averaging import Averaging
 from brainage.pretraining.checkpoint import (
     PAYLOAD,
     Payload,
@@ -159,6 +160,8 @@ def _train(folder: Path, experiment: Experiment, data: ScanSource, label: str, p
             keeper,
             Stopper(keeper),
         ]  # a step that stops a run is journalled
+        if experiment.trainer.ema_decay:
+            watchers.insert(0, Averaging(experiment.trainer.ema_decay))  # before a checkpoint or a validation
         if experiment.trainer.progress:
             watchers.append(watching.ProgressLine(recorder, health, module.total_steps, label))
         trainer = build_trainer(experiment, watchers)
