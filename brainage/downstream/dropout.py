@@ -101,7 +101,7 @@ class FollowUpRows(TaskRows):
         if bad:
             reason = "the logistic model of who was followed does not converge (a group wholly followed, or not at all)"
             return [self.missing(metric, reason, f"term={term}", self.correction) for term in parts]
-        note = f"odds of a second visit, per year; adjusted for the other, group and sex; {again.sum()} people seen again"
+        note = f"odds of a second visit, per year; adjusted for the other, group, sex; {again.sum()} people seen again"
         ends = np.exp(np.column_stack([fit.params, fit.conf_int()]))[:2]
         return [self.row(metric, Interval(*map(float, row)), len(people), f"term={term}", self.correction, note)
                 for term, row in zip(parts, ends, strict=True)]  # fmt: skip

@@ -35,20 +35,24 @@ def make_gaps(people=120, visits=4, slopes=SLOPES, slope_sd=0.15, noise=1.0, see
     for other in ("cole", "conditional"):
         frame[f"gap_{other}_years"] = frame["gap_beheshti_years"]
     frame["predicted_age_years"] = frame["age_years"] + frame["gap_none_years"]
-    frame = frame.assign(cohort="adni", run="1", split="test_external", site="far", model="exp", seed=0, corrected_by=-1)
+    frame = frame.assign(cohort="adni", run="1", split="test_external", site="far", model="exp", seed=0)
+    frame["corrected_by"] = -1
     frame["mci_outcome"], frame["healthy"] = pd.NA, frame["diagnosis"] == "CN"
     text = [*KEY, "split", "site", "sex", "diagnosis", "mci_outcome", "model"]
     return frame.astype(dict.fromkeys(text, "string")).sample(frac=1, random_state=seed).reset_index(drop=True)
 
 
 def make_readout(gaps):
-    everybody = np.ones(len(gaps), dtype=bool)
     return Readout(
-        label="exp", seed=0, cohort="adni", table=gaps[[*READOUT_COLUMNS, "mci_outcome"]].copy(),
+        label="exp",
+        seed=0,
+        cohort="adni",
+        table=gaps[[*READOUT_COLUMNS, "mci_outcome"]].copy(),
         features=np.zeros((len(gaps), 2), dtype=np.float32),
-        predicted_age_years=gaps["predicted_age_years"].to_numpy(dtype=float), correct=gaps["healthy"].to_numpy(dtype=bool),
-        score=everybody,
-    )  # fmt: skip
+        predicted_age_years=gaps["predicted_age_years"].to_numpy(dtype=float),
+        correct=gaps["healthy"].to_numpy(dtype=bool),
+        score=np.ones(len(gaps), dtype=bool),
+    )
 
 
 def found(results, metric, **parts):
