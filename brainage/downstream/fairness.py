@@ -90,19 +90,24 @@ def _gap_rows(
     n, drawn = len(np.unique(persons)), stream(seed, block.split)
     statistic = {"gap": _gap(errors, codes)}
     gap = bootstrap(statistic, persons, resamples=config.bootstrap, seed=drawn)["gap"]
-    each = np.bincount(codes, errors) / np.bincount(codes)
+    each = _means(errors, codes)
     extremes = f"{large[each.argmax()]} {each.max():.2f}, {large[each.argmin()]} {each.min():.2f}"
     small = f"{len(sizes) - len(large)} smaller parts left out" if len(large) < len(sizes) else ""
     notes = (part, f"{len(large)} parts", extremes, small)
     rows = [result_row(*where, "mae_gap_years", gap, n, *notes, "interval too high by the noise of the parts")]
     if config.site_permutations:
         orders = person_shuffles(persons, shuffles=config.site_permutations, seed=[*drawn, 1])
-        chance = np.array([_gap(errors, codes[order])(np.ones((1, len(errors))))[0] for order in orders])
+        chance = np.array([np.ptp(_means(errors, codes[order])) for order in orders])
         null = f"{len(chance)} shuffles of the parts over people, errors fixed"
         p = Interval(permutation_p(gap.estimate, chance), np.nan, np.nan)
         rows.append(result_row(*where, "chance_mae_gap_years", interval(chance.mean(), chance), n, part, null))
         rows.append(result_row(*where, "p", p, n, part, null, "(b + 1) / (m + 1)"))
     return rows
+
+
+def _means(errors: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """[parts]"""
+    return np.bincount(codes, errors) / np.bincount(codes)
 
 
 def _gap(errors: np.ndarray, codes: np.ndarray) -> Statistic:

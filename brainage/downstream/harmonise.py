@@ -258,9 +258,8 @@ def harmonise(
     if changed.any():
         X_scored[changed] = model.transform(X_scored[changed], _site_names(kept[changed]), C[changed])
     lost = [len(everybody) - len(fitted), len(scored) - len(kept)]
-    notes = [
-        f"{how} fitted on {len(fitted)} scans of {len(model.sites_)} sites, keeping {', '.join(covariates.names) or 'no covariate'}"
-    ]
+    keeping = ", ".join(covariates.names) or "no covariate"
+    notes = [f"{how} fitted on {len(fitted)} scans of {len(model.sites_)} sites, keeping {keeping}"]
     if any(lost):
         notes.append(f"left out: {lost[0]} fitted and {lost[1]} scored scans, {sites_lost} sites of one fitted scan")
     return Harmonised(fitted, X, kept, X_scored, changed, "; ".join(notes))

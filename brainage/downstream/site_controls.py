@@ -148,7 +148,7 @@ def _age_controls(found: _Found, chosen: SitePeople, C: float) -> None:
     note = f"age and its spline of {_KNOTS} knots only, softmax C {AGE_C:g}"
     found.accuracy(chosen.scored, named, note, parts=("predictor=age",))
     matched, everybody = age_matched(chosen.scored, sites, found.seed)
-    if not matched.count:
+    if not matched.P:
         reason = f"no two sites have {FEWEST_PEOPLE} scored people each to match by age in {BIN_YEARS}-year bins"
         found.missing(INTERNAL, "site", "balanced_accuracy", reason, "subset=age_matched")
         return

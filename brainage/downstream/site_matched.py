@@ -32,7 +32,7 @@ class Pairs(NamedTuple):
     own: np.ndarray  # [entries] number of the person's site
     other: np.ndarray  # [entries] number of the pair's other site
     side: np.ndarray  # [entries] 2 p or 2 p + 1: which site of pair p
-    P: int
+    P: int  # number of pairs
 
     @property
     def persons(self) -> np.ndarray:
