@@ -7,6 +7,7 @@ STUDY  ?= losses
 LAUNCHER ?=
 PROFILE ?= one_gpu
 RUN    ?=
+ON     ?=
 OUT    ?= demo_data/openbhb
 ARGS   ?=
 PIP_ARGS ?=
@@ -21,7 +22,7 @@ ON     := $(if $(SLURM),--profile $(PROFILE))
 
 help: ## print the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@echo '  variables: EXP=experiment DATA=cohort-folder RUN=run-folder OUT=folder STUDY=study LAUNCHER=slurm PROFILE=profile'
+	@echo '  variables: EXP=experiment DATA=cohort-folder RUN=run-folder ON=cohort OUT=folder STUDY=study LAUNCHER=slurm PROFILE=profile'
 	@echo '             ARGS="key=value --limit 10 --dry-run" PIP_ARGS=...'
 
 install: $(READY) ## virtual environment with the tested versions (PIP_ARGS= for another build of torch)
@@ -61,8 +62,8 @@ split: $(READY) ## write an experiment's split or folds to OUT=: EXP= DATA= ARGS
 pretrain: $(READY) ## pre-train, or continue: EXP= DATA= [LAUNCHER=slurm PROFILE=one_node]
 	$(BIN)/brainage $(SLURM) pretrain $(EXP) $(ON) $(DATA_ARG) $(ARGS)
 
-evaluate: $(READY) ## embeddings, probes, baselines, report: RUN= [DATA=]
-	$(BIN)/brainage evaluate "$(RUN)" $(DATA_ARG) $(ARGS)
+evaluate: $(READY) ## age, gap, diagnosis, site, trajectories, report: RUN= [ON=adni] [DATA=]
+	$(BIN)/brainage evaluate "$(RUN)" $(if $(ON),--on "$(ON)") $(DATA_ARG) $(ARGS)
 
 report: $(READY) ## write report.html again: RUN=
 	$(BIN)/brainage report "$(RUN)" $(ARGS)

@@ -198,24 +198,59 @@ def train_rank(config: Path, label: str = "pretrain", parent: Path | None = None
 
 
 @app.command()
-def evaluate(run: Run, overrides: Overrides = None, data: Root = "", dry_run: DryRun = False) -> None:
-    """Embeddings, age and site probes, baselines, results, report; on the scans (and the --limit) it was trained with.
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder, as printed by pretrain; or a folder of run folders.")],
+    overrides: Overrides = None,
+    data: Root = "",
+    on: Annotated[str, typer.Option("--on", help="Judge on another cohort: adni, oasis3, ... or a YAML file.")] = "",
+    dry_run: DryRun = False,
+) -> None:
+    """Age, gap, diagnosis, site, trajectories, baselines, report; on the scans (and the --limit) it was trained with.
 
     Overrides may change data.root, evaluate.* and other keys that leave the training as it is.
     """
     from brainage.errors import ConfigError
-    from brainage.evaluation_stages import evaluate_stage, finished_run, run_experiment
+    from brainage.evaluation_stages import runs_in, summarise_runs
+    from brainage.runtime import warn
     from brainage.runtime.ranks import launched
-    from brainage.stages import prepare_stage, print_plan
 
     if launched():
         raise ConfigError("evaluate: expected one process, found several started by srun or torchrun; start it alone")
-    experiment = run_experiment(finished_run(run).folder, _with_root(overrides, data))
+    runs, failed = runs_in(run), False
+    for folder in runs:
+        try:
+            _evaluate(folder, _with_root(overrides, data), on, dry_run)
+        except BrainageError as error:  # the other runs of a folder are worth having
+            if len(runs) == 1:
+                raise
+            warn(f"{folder}: {error}")
+            failed = True
+    if len(runs) > 1 and not dry_run:
+        summarise_runs(run, runs)
+    sys.exit(1 if failed else 0)
+
+
+def _evaluate(run: Path, overrides: list[str], on: str, dry_run: bool) -> None:
+    from brainage.evaluation_stages import (
+        evaluate_on_stage,
+        evaluate_stage,
+        evaluation_experiment,
+        finished_run,
+        run_experiment,
+    )
+    from brainage.stages import prepare_stage, print_plan
+
+    folder = finished_run(run).folder
+    experiment, name = evaluation_experiment(folder, on, overrides) if on else (run_experiment(folder, overrides), "")
     cohort = _cohort(experiment)
-    print_plan(experiment, cohort, network=dry_run)
-    if not dry_run:
-        prepare_stage(cohort)
-        evaluate_stage(experiment, cohort, run)
+    print_plan(experiment, cohort, network=dry_run and not on)
+    if dry_run:
+        return
+    prepare_stage(cohort)
+    if on:
+        evaluate_on_stage(experiment, cohort, folder, name)
+    else:
+        evaluate_stage(experiment, cohort, folder)
 
 
 @app.command()

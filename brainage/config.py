@@ -67,6 +67,7 @@ __all__ = [
     "to_plain",
     "training_hash",
     "training_values",
+    "with_values",
     "write_section",
 ]
 
@@ -159,6 +160,11 @@ def apply_overrides(config: Any, overrides: list[str]) -> Experiment:
     experiment = _as_experiment(config, "experiment")
     check_experiment(experiment)
     return experiment
+
+
+def with_values(experiment: Experiment, values: dict[str, Any], source: str) -> Experiment:
+    """An experiment with nested values of a file (`source`) in place of its own; ConfigError naming an unknown key."""
+    return apply_overrides(_merge(OmegaConf.structured(experiment), values, source), [])
 
 
 def check_experiment(experiment: Experiment) -> None:

@@ -8,13 +8,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
-from brainage.config import DataConfig, Experiment, apply_overrides, differing_keys, network_name, read_experiment
+from brainage.config import (
+    DataConfig,
+    Experiment,
+    apply_overrides,
+    differing_keys,
+    nearest,
+    network_name,
+    read_experiment,
+    with_values,
+)
 from brainage.data.source import ScanSource
+from brainage.downstream.results import read_results
 from brainage.errors import CheckpointError, ConfigError
+from brainage.experiment_files import find_shipped, read_yaml
+from brainage.headline import at_a_glance, mlflow_metrics, print_headline, print_tasks
 from brainage.runtime import choose_device, console, set_threads
+from brainage.runtime.files import write_atomically
 from brainage.stages import prepare_stage
 
 if TYPE_CHECKING:  # imports torch
@@ -36,6 +47,32 @@ def evaluate_stage(experiment: Experiment, data: ScanSource, folder: Path) -> pd
     return results
 
 
+def evaluate_on_stage(experiment: Experiment, data: ScanSource, run: Path, name: str) -> pd.DataFrame:
+    """A finished run judged on another cohort; the run's report gets a chapter, MLflow a run under the run's own."""
+    from brainage.downstream.evaluate_cohort import evaluate_cohort, evaluation_folder
+    from brainage.reporting.report import write_report
+    from brainage.tracking import MlflowRun, start_mlflow_run
+
+    results = evaluate_cohort(experiment, data, run, name)
+    report = write_report(run)
+    print_tasks(results, experiment.loss.name)
+    folder = evaluation_folder(run, name)
+    above = MlflowRun(run, experiment.tracking).run_id
+    tags = {"stage": "evaluate", "cohort": experiment.data.cohort, **({"mlflow.parentRunId": above} if above else {})}
+    label = f"{network_name(experiment)} on {name}"
+    with start_mlflow_run(experiment.tracking, run_folder=folder, run_name=label, params={}, tags=tags) as mlflow:
+        mlflow.log_results(mlflow_metrics(results, experiment.loss.name))
+        mlflow.log_artifacts(["results.csv", "evaluation.yaml"])
+        mlflow.finish()
+    with start_mlflow_run(experiment.tracking, run_folder=run, run_name=network_name(experiment), params={}) as mlflow:
+        glance = at_a_glance(results, experiment.loss.name)
+        mlflow.log_results({f"{metric} on {name}": value for metric, value in glance.items()})
+        mlflow.log_artifacts(["report.html"])
+        mlflow.finish()
+    console().print(f"results: {folder / 'results.csv'}\nreport: {report}", soft_wrap=True)
+    return results
+
+
 def report_stage(experiment: Experiment, folder: Path, results: pd.DataFrame) -> None:
     """Write the report, print the headline, and hand results and figures to MLflow (no rows of single persons)."""
     from brainage.reporting.report import write_report
@@ -43,8 +80,9 @@ def report_stage(experiment: Experiment, folder: Path, results: pd.DataFrame) ->
 
     report = write_report(folder)
     print_headline(results, experiment.loss.name)
+    print_tasks(results, experiment.loss.name)
     mlflow = start_mlflow_run(experiment.tracking, run_folder=folder, run_name=network_name(experiment), params={})
-    mlflow.log_results(mlflow_metrics(results, experiment.loss.name))
+    mlflow.log_results(mlflow_metrics(results, experiment.loss.name) | at_a_glance(results, experiment.loss.name))
     persons = ["predictions.parquet"] if experiment.tracking.log_individuals else []
     shared = (
         *persons,
@@ -60,46 +98,6 @@ def report_stage(experiment: Experiment, folder: Path, results: pd.DataFrame) ->
     mlflow.finish()
     mlflow.close()
     console().print(f"report: {report}", soft_wrap=True)
-
-
-def mlflow_metrics(results: pd.DataFrame, model: str) -> dict[str, float]:
-    """`task/split/metric` -> estimate of the run's own network, whole splits only."""
-    rows = results[(results["run"] == model) & results["task"].isin(["age", "site", "challenge"])]
-    rows = rows[rows["estimate"].notna()]
-    return {f"{r.task}/{r.split}/{r.metric}".replace("+", "_"): float(r.estimate) for r in rows.itertuples()}
-
-
-def print_headline(results: pd.DataFrame, model: str) -> None:
-    """Models side by side: MAE on seen and unseen sites with intervals, site accuracy, challenge score."""
-    columns = {
-        "MAE internal": ("test_internal", "age", "mae_years"),
-        "MAE external": ("test_external", "age", "mae_years"),
-        "site BAcc": ("test_internal", "site", "balanced_accuracy"),
-        "L_c": ("test_internal+test_external", "challenge", "challenge_score"),
-    }
-    rows = results[~results["run"].str.contains(r"-seed\d+$")]
-    title = "Years, 95 % intervals over people; site and L_c: lower is better"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("model", no_wrap=True)
-    for title, (split, task, metric) in columns.items():
-        n = rows[(rows["split"] == split) & (rows["task"] == task) & (rows["metric"] == metric)]["n"].max()
-        table.add_column(f"{title}\nn {n}", justify="right", no_wrap=True)
-    names = list(dict.fromkeys(rows["run"]))
-    for name in sorted(names, key=lambda name: (name != model, name in ("mean_predictor", "chance"))):
-        cells = [_cell(rows[rows["run"] == name], *where) for where in columns.values()]
-        if any(cells):
-            table.add_row(name, *cells)
-    console().print(table)
-
-
-def _cell(rows: pd.DataFrame, split: str, task: str, metric: str) -> str:
-    """Estimate over its interval, empty where the model has no such number."""
-    found = rows[(rows["split"] == split) & (rows["task"] == task) & (rows["metric"] == metric)]
-    if found.empty:
-        return ""
-    row = found.iloc[0]
-    interval = "" if np.isnan(row["low"]) else f"\n[{row['low']:.2f}, {row['high']:.2f}]"
-    return "-" if np.isnan(row["estimate"]) else f"{row['estimate']:.2f}{interval}"
 
 
 def embed_stage(experiment: Experiment, data: ScanSource, folder: Path, out: Path) -> None:
@@ -125,25 +123,82 @@ def embed_stage(experiment: Experiment, data: ScanSource, folder: Path, out: Pat
     console().print(f"{len(frame)} scans embedded{known}: {out}", soft_wrap=True)
 
 
+def evaluation_experiment(run: Path, on: str, overrides: list[str]) -> tuple[Experiment, str]:
+    """The experiment of a run with the cohort of an evaluation file (a shipped name, or YAML) in place of its own, and
+    the name of that evaluation. ConfigError on keys that would be another training."""
+    path = find_shipped("evaluate", on, "evaluation")
+    values = read_yaml(path)
+    known = ["description", "data", "evaluate", "finetune"]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{path}: {key!r}: an evaluation has {', '.join(known)}{nearest(key, known)}")
+    saved = _saved(run)
+    given = apply_overrides(with_values(_of_another_cohort(saved), values, str(path)), overrides)
+    _refuse_other_training(run, saved, given, other_cohort=True)
+    return given, path.stem
+
+
 def run_experiment(folder: Path, overrides: list[str], *, other_cohort: bool = False) -> Experiment:
     """The experiment of a run folder with overrides that leave its training as it is (`data.*` may change for another
     cohort). Raises ConfigError naming the first key that would make it another training.
     """
+    saved = _saved(folder)
+    given = apply_overrides(saved, overrides)
+    changed = given
+    if given.data.cohort != saved.data.cohort:
+        changed = apply_overrides(_of_another_cohort(saved), overrides)
+    _refuse_other_training(folder, saved, changed, other_cohort=other_cohort)
+    return changed
+
+
+def _saved(folder: Path) -> Experiment:
     config = folder / "config.yaml"
     if not config.is_file():
         raise ConfigError(f"{folder}: config.yaml not found; expected a run folder, as printed by `brainage pretrain`")
-    saved = read_experiment(config)
-    given = apply_overrides(saved, overrides)
-    changed = given
-    if given.data.cohort != saved.data.cohort:  # the keys that say where a cohort lies and how it is split are not its
-        fresh = DataConfig()
-        own = dataclasses.replace(saved.data, **{key: getattr(fresh, key) for key in OF_ONE_COHORT})
-        changed = apply_overrides(dataclasses.replace(saved, data=own), overrides)
+    return read_experiment(config)
+
+
+def _of_another_cohort(saved: Experiment) -> Experiment:
+    """Without the keys that say where a cohort lies and how it is split: those of one are not another's."""
+    fresh = DataConfig()
+    own = dataclasses.replace(saved.data, **{key: getattr(fresh, key) for key in OF_ONE_COHORT})
+    return dataclasses.replace(saved, data=own)
+
+
+def _refuse_other_training(folder: Path, saved: Experiment, changed: Experiment, *, other_cohort: bool) -> None:
     for key, (before, after) in differing_keys(saved, changed).items():
         of_the_encoder = not key.startswith("data.") or key == "data.intensity"
         if of_the_encoder or not other_cohort:
             raise ConfigError(f"{key}={after}: {folder} was trained with {before!r}; pretrain another run instead")
-    return changed
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The folder itself where it is a run, else the finished runs in it."""
+    if (folder / "config.yaml").is_file() or not folder.is_dir():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob("*/finished.json"))
+    if not found:
+        raise ConfigError(f"{folder}: expected a run folder, or a folder with finished runs in it; found neither")
+    return found
+
+
+def summarise_runs(folder: Path, runs: list[Path]) -> pd.DataFrame:
+    """One row a run with what one looks at first, written to `runs.csv` and printed; evaluations on other cohorts
+    included."""
+    rows = []
+    for run in runs:
+        model = read_experiment(run / "config.yaml").loss.name
+        found: dict[str, object] = {"run": run.name}
+        for file in [run / "results.csv", *sorted(run.glob("evaluations/*/results.csv"))]:
+            if file.is_file():
+                on = "" if file.parent == run else f" on {file.parent.name}"
+                found |= {metric + on: value for metric, value in at_a_glance(read_results(file), model).items()}
+        rows.append(found)
+    table = pd.DataFrame(rows)
+    write_atomically(folder / "runs.csv", lambda draft: table.to_csv(draft, index=False))
+    console().print(table.to_string(index=False, float_format="{:.3f}".format, na_rep=""), markup=False)
+    console().print(f"runs: {folder / 'runs.csv'}", soft_wrap=True)
+    return table
 
 
 def finished_run(folder: Path) -> Pretrained:

@@ -11,24 +11,37 @@ from omegaconf import OmegaConf
 from brainage.errors import ConfigError
 
 
-def shipped_experiments() -> dict[str, Path]:
-    """Name -> file of the experiments that come with brainage (beside the package when installed from a checkout)."""
+def shipped(folder: str) -> dict[str, Path]:
+    """Name -> file of what comes with brainage in a folder of experiments/: pretrain, evaluate, studies, slurm.
+
+    The folder lies beside the package when installed from a checkout.
+    """
     package = Path(__file__).parent
-    folder = package / "experiments" if (package / "experiments").is_dir() else package.parent / "experiments"
-    return {path.stem: path for path in sorted((folder / "pretrain").glob("*.yaml"))}
+    root = package / "experiments" if (package / "experiments").is_dir() else package.parent / "experiments"
+    return {path.stem: path for path in sorted((root / folder).glob("*.yaml"))}
 
 
-def find_experiment(name_or_path: str) -> Path:
+def shipped_experiments() -> dict[str, Path]:
+    """Name -> file of the shipped experiments."""
+    return shipped("pretrain")
+
+
+def find_shipped(folder: str, name_or_path: str, what: str) -> Path:
     """The file of a shipped name, or the YAML file itself; ConfigError with the nearest name."""
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise ConfigError(f"experiment file {path}: not found")
+            raise ConfigError(f"{what} file {path}: not found")
         return path
-    shipped = shipped_experiments()
-    if name_or_path not in shipped:
-        raise ConfigError(f"experiment {name_or_path!r}: not shipped{nearest(name_or_path, list(shipped))}")
-    return shipped[name_or_path]
+    known = shipped(folder)
+    if name_or_path not in known:
+        raise ConfigError(f"{what} {name_or_path!r}: not shipped{nearest(name_or_path, list(known))}")
+    return known[name_or_path]
+
+
+def find_experiment(name_or_path: str) -> Path:
+    """The file of a shipped experiment, or the YAML file itself; ConfigError with the nearest name."""
+    return find_shipped("pretrain", name_or_path, "experiment")
 
 
 def chain_of(path: Path) -> list[tuple[Path, dict[str, Any]]]:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from brainage.errors import ConfigError
-from brainage.experiment_files import nearest, read_yaml, shipped_experiments
+from brainage.experiment_files import find_shipped, nearest, read_yaml, shipped
 
 PREFIX = "slurm."
 _TIME = re.compile(r"(\d+-\d{1,2}(:\d{2}){0,2}|\d+:\d{2}(:\d{2})?)")
@@ -49,8 +49,7 @@ class Profile:
 
 def shipped_profiles() -> dict[str, Path]:
     """Name -> file of the profiles that come with brainage."""
-    experiments = next(iter(shipped_experiments().values())).parents[1]
-    return {path.stem: path for path in sorted((experiments / "slurm").glob("*.yaml"))}
+    return shipped("slurm")
 
 
 def load_profile(name_or_path: str, overrides: list[str] | None = None) -> Profile:
@@ -58,14 +57,7 @@ def load_profile(name_or_path: str, overrides: list[str] | None = None) -> Profi
 
     Raises ConfigError naming the file or word, the key and the nearest known one, or a value that sbatch would refuse.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        shipped = shipped_profiles()
-        if name_or_path not in shipped:
-            raise ConfigError(f"profile {name_or_path!r}: not shipped{nearest(name_or_path, list(shipped))}")
-        path = shipped[name_or_path]
-    elif not path.is_file():
-        raise ConfigError(f"profile file {path}: not found")
+    path = find_shipped("slurm", name_or_path, "profile")
     config = _merge(OmegaConf.structured(Profile), {"name": path.stem, **read_yaml(path)}, str(path))
     for word in overrides or []:
         if "=" not in word:

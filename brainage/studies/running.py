@@ -122,7 +122,7 @@ def _note_failure(cell: Cell, text: str) -> None:
 
 def _tell_mlflow(experiment: Experiment, folder: Path, results: object) -> None:
     """The scores of a cell's network beside its curves."""
-    from brainage.evaluation_stages import mlflow_metrics
+    from brainage.headline import mlflow_metrics
     from brainage.tracking import start_mlflow_run
 
     run = start_mlflow_run(experiment.tracking, run_folder=folder, run_name=network_name(experiment), params={})

@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from brainage.data.table import SPLITS
 from brainage.errors import ConfigError
-from brainage.experiment_files import nearest, read_yaml, shipped_experiments
+from brainage.experiment_files import find_shipped, nearest, read_yaml, shipped
 
 MAIN_METRICS = (
     "age/test_external/mae_years",
@@ -99,20 +99,12 @@ class Form:
 
 def shipped_studies() -> dict[str, Path]:
     """Name -> file of the studies that come with brainage."""
-    experiments = next(iter(shipped_experiments().values())).parents[1]
-    return {path.stem: path for path in sorted((experiments / "studies").glob("*.yaml"))}
+    return shipped("studies")
 
 
 def load_study(name_or_path: str) -> Study:
     """Read a study by its shipped name or its file; ConfigError names the file, the key and the nearest known one."""
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        shipped = shipped_studies()
-        if name_or_path not in shipped:
-            raise ConfigError(f"study {name_or_path!r}: not shipped{nearest(name_or_path, list(shipped))}")
-        path = shipped[name_or_path]
-    elif not path.is_file():
-        raise ConfigError(f"study file {path}: not found")
+    path = find_shipped("studies", name_or_path, "study")
     values = {"name": path.stem, **read_yaml(path)}
     _refuse_unknown(values, Study, str(path))
     try:
