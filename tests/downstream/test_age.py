@@ -19,6 +19,7 @@ from brainage.downstream.age import (
     pool_seeds,
     score_predictions,
 )
+from brainage.downstream.age_scores import FURTHER, HEALTHY, HIGH, LOW, mark_healthy
 from brainage.downstream.features import join
 from brainage.downstream.predictions import PREDICTION_COLUMNS, predictions_frame
 from brainage.downstream.probes import PENALTIES, grouped_folds, people
@@ -44,7 +45,13 @@ def test_the_age_of_unseen_people_is_the_one_that_scikit_learn_predicts():
     folds = grouped_folds(people(fitted), KNOWN["seed"])
     search = GridSearchCV(Ridge(), {"alpha": PENALTIES}, scoring="r2", cv=folds)
     search.fit(join(features, fitted).astype(np.float64), fitted["age_years"])
-    assert list(found.predictions.columns) == [*PREDICTION_COLUMNS, STANDARDISED]
+    assert list(found.predictions.columns) == [
+        *PREDICTION_COLUMNS,
+        HEALTHY,
+        STANDARDISED,
+        LOW + "ridge",
+        HIGH + "ridge",
+    ]
     for split, count in {"test_internal": 24, "test_external": 20}.items():
         scored = table[table["split"] == split]
         expected = search.predict(join(features, scored).astype(np.float64))
