@@ -21,6 +21,7 @@ from brainage.encoders import build_encoder
 from brainage.imaging.contract import InputContract
 from brainage.pretraining.accumulation import Accumulation, stand_at
 from brainage.pretraining.caching import batch_norms, in_chunks
+from brainage.pretraining.compiled import Compiled
 from brainage.pretraining.gather import mean_over_ranks
 from brainage.pretraining.group import highest
 from brainage.pretraining.optimisation import build_optimiser, rate_factor
@@ -93,13 +94,24 @@ class PretrainingModule(L.LightningModule, ABC):
         self.total_steps = self.steps_per_epoch * experiment.trainer.epochs
         self.normaliser = Normaliser(experiment.data.intensity, contract.shape)
         self.encoder = build_encoder(experiment.encoder, contract)
+        self.layout: torch.memory_format | None = None  # of volumes and of the weights of their convolutions
+        if experiment.trainer.channels_last and contract.kind == "volume":
+            self.layout = torch.channels_last_3d
+            self.encoder.to(memory_format=self.layout)  # type: ignore[call-overload]  # torch leaves it out
+        self._compiled: Compiled | None = None
         self.outputs: dict[str, Tensor] = {}  # of the last training step, detached: what the callbacks look at
         self.loss_setting: dict[str, Any] = {}  # further keywords of the last batch's loss
         self.validation: list[dict[str, Tensor]] = []
 
     def compile_encoder(self) -> None:
-        """Run the encoder through torch.compile, in place: weights keep their names, no module holds them twice."""
-        self.encoder.compile()
+        """Run the encoder through torch.compile; weights keep their names, no module holds them twice."""
+        self._compiled = Compiled(self.encoder)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Encoder input [N, *shape] -> trunk features [N, F], in the layout and by the compiler asked for."""
+        if self.layout is not None:
+            x = x.contiguous(memory_format=self.layout)
+        return self._compiled(x) if self._compiled is not None else self.encoder(x)
 
     def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> Any:
         """Everything but the keys, which the host draws views from: reading them back would wait for the device."""
@@ -123,12 +135,12 @@ class PretrainingModule(L.LightningModule, ABC):
         scans = max(1, self.experiment.trainer.chunk_samples // self.experiment.augment.views)
         chunks = -(-highest(len(batch["age_years"])) // scans) if self.experiment.trainer.chunk_samples else 1
         if chunks < 2:  # all ranks have as many chunks: synchronised norms meet in each of them
-            return self.encoder(self.views(batch, step))
-        return in_chunks(lambda part: self.encoder(self.views(part, step)), batch, chunks, batch_norms(self.encoder))
+            return self.encode(self.views(batch, step))
+        return in_chunks(lambda part: self.encode(self.views(part, step)), batch, chunks, batch_norms(self.encoder))
 
     def embed(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Stored samples [N, *shape] -> (trunk [N, F], head [N, D]), float32, without augmentation."""
-        trunk = self.encoder(self.normaliser(samples))
+        trunk = self.encode(self.normaliser(samples))
         return trunk.float(), self.head_output(trunk).float()
 
     def head_output(self, trunk: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from brainage.imaging.contract import InputContract
 from brainage.pretraining.checkpoint import AtomicCheckpointIO
 from brainage.pretraining.group import cluster_environment, refuse_missing_devices, wanted_ranks
 from brainage.runtime import allowed_cores, choose_device, guard_precision, set_threads
+from brainage.runtime.precision import set_tf32
 from brainage.runtime.ranks import launched
 
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -32,6 +33,7 @@ def build_trainer(experiment: Experiment, callbacks: list[L.Callback], **options
     together = launched()  # else one process trains, or starts the others and only asks what would be refused
     cores = max(1, allowed_cores() // trainer.devices) if together else 0
     set_threads(trainer.threads or cores)
+    set_tf32(trainer.tf32, device)
     _quieten_lightning()
     built = L.Trainer(
         max_epochs=trainer.epochs,
@@ -83,8 +85,10 @@ def _leave_signals_alone(trainer: L.Trainer) -> None:
 
 
 def guard(experiment: Experiment, contract: InputContract) -> None:
-    """Refuse a precision that this device computes wrongly. On a GPU the whole first batch is tried: the known fault
-    (pytorch#163539) shows at large inputs only."""
+    """Refuse a layout that these scans do not have, and a precision that this device computes wrongly. On a GPU the
+    whole first batch is tried: the known fault (pytorch#163539) shows at large inputs only."""
+    if experiment.trainer.channels_last and contract.kind != "volume":
+        raise ConfigError(f"trainer.channels_last: expected volumes, found {contract.kind}s; leave the key out")
     device = choose_device(experiment.trainer.accelerator)
     if device.type == "cuda" and contract.kind == "volume":
         samples = -(-experiment.data.batch_size // wanted_ranks(experiment)) * experiment.augment.views

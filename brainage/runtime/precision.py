@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from brainage.errors import ConfigError
+from brainage.runtime.console import warn
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +22,20 @@ if TYPE_CHECKING:
 TOLERANCE = 0.02
 SMALL_BLOCK = (2, 8, 20, 20, 20)
 LAST_VOXEL_BLOCK = (2, 16, 5, 6, 2)  # with stride 2, one voxel is left along the last axis
+
+
+def set_tf32(allowed: bool, device: torch.device) -> None:
+    """Say whether fp32 products of matrices and convolutions may be rounded to TF32, in this process.
+
+    Both are set, either way: torch's own choice is to round convolutions and not matrices. TF32 has the range of fp32
+    and 10 bits of mantissa; only NVIDIA GPUs since Ampere have it, so that it changes nothing on a CPU, which is said.
+    """
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+    if allowed and device.type != "cuda":
+        warn(f"trainer.tf32=true: no effect on {device.type}, which computes in full fp32")
 
 
 def guard_precision(precision: str, device: torch.device, shape: tuple[int, ...] = SMALL_BLOCK) -> None:
