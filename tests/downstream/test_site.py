@@ -1,5 +1,7 @@
 """Site evaluation against scikit-learn, its visible refusals, and the challenge score against the published rows."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,8 +11,17 @@ from sklearn.metrics import balanced_accuracy_score, mean_absolute_error
 from brainage.config import EvaluateConfig
 from brainage.downstream.age import evaluate_age
 from brainage.downstream.features import join
-from brainage.downstream.site import challenge_score, challenge_value, evaluate_site, pool_site_seeds
+from brainage.downstream.predictions import by_seed
+from brainage.downstream.site import (
+    challenge_score,
+    challenge_value,
+    evaluate_site,
+    pool_site_seeds,
+    shuffle_rows,
+    shuffled_accuracies,
+)
 from brainage.errors import DataError, LeakageError
+from brainage.statistics.permutation import person_shuffles
 
 from .cohort import make_features, make_table
 
@@ -190,3 +201,42 @@ def test_ages_and_sites_of_two_models_or_seeds_are_not_joined():
         challenge_score(ages, others.predictions, **KNOWN)
     with pytest.raises(DataError, match="ages of 'l1'"):
         challenge_score(ages.assign(model="l1"), sites.predictions, **KNOWN)
+
+
+def test_shuffled_sites_are_scored_as_scikit_learn_scores_them():
+    rng = np.random.default_rng(0)
+    truth, persons = rng.choice(list("abc"), 80), np.arange(80).astype(str)
+    predicted = np.array([np.where(rng.uniform(size=80) < 0.5, truth, rng.choice(list("abcz"), 80)) for _ in range(2)])
+    found = shuffled_accuracies(truth, predicted, persons, shuffles=20, seed=4)
+    orders = [np.arange(80), *person_shuffles(persons, shuffles=20, seed=4)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # z is predicted and nobody's
+        expected = [np.mean([balanced_accuracy_score(truth[rows], one) for one in predicted]) for rows in orders]
+    assert found == pytest.approx(expected)
+
+
+def test_chance_and_p_of_a_probe_that_sees_sites_and_of_one_that_does_not():
+    table, config = make_table(300, 0, 120, 10, scans=2), EvaluateConfig(bootstrap=20, site_permutations=200)
+    for signal, seen in ((0.5, True), (0.0, False)):
+        found = evaluate_site(make_features(table, site_signal=signal), table, cohort="demo", config=config, seed=3)
+        block = by_seed(found.predictions, "test_internal", "predicted_site")
+        rows, frame = shuffle_rows(block, cohort="demo", config=config, seed=3)
+        chance, p = rows
+        assert chance["metric"] == "chance_balanced_accuracy"
+        assert chance["low"] < 1 / 3 < chance["high"] < 0.45
+        assert (p["estimate"] == pytest.approx(1 / 201)) is seen
+        assert frame["balanced_accuracy"].iloc[0] == pytest.approx(row(found.results)["estimate"])
+        assert len(frame) == 201
+        assert np.isfinite(found.C)
+
+
+def test_chance_of_one_scored_site_or_of_a_handful_is_not_computed():
+    table = make_table(60, 0, 4, 10)
+    found = evaluate_site(make_features(table), table, **KNOWN)
+    block = by_seed(found.predictions, "test_internal", "predicted_site")
+    rows, frame = shuffle_rows(block, cohort="demo", config=CONFIG, seed=0)
+    assert all("fewer than 5 people" in row["note"] and np.isnan(row["estimate"]) for row in rows)
+    assert frame.empty
+    alone = block._replace(scans=block.scans.assign(site="site0"))
+    assert "one site only" in shuffle_rows(alone, cohort="demo", config=CONFIG, seed=0)[0][0]["note"]
+    assert shuffle_rows(block, cohort="demo", config=EvaluateConfig(site_permutations=0), seed=0)[0] == []
