@@ -27,6 +27,7 @@ from brainage.config import Experiment, run_folder, save_experiment
 from brainage.data.source import ScanSource
 from brainage.errors import BrainageError, ConfigError
 from brainage.pretraining.folder import COMMAND, command_line
+from brainage.pretraining.group import wanted_ranks
 from brainage.runtime.ranks import rank
 from brainage.runtime.signals import CODES, Stopped, heed
 
@@ -116,8 +117,13 @@ def _with_srun(experiment: Experiment, words: list[str]) -> dict[int, int] | Non
             f"`torchrun --nnodes={trainer.nodes} --nproc-per-node={trainer.devices} ... -m brainage.cli pretrain ...` "
             "on each of them"
         )
-    tasks = [f"--nodes={trainer.nodes}", f"--ntasks-per-node={trainer.devices}", "--kill-on-bad-exit=1"]
-    code = subprocess.run(["srun", *tasks, sys.executable, *words], check=False).returncode
+    # All of it said, since this process may be a task of its own, whose one task and many cores srun would take over.
+    tasks = [f"--nodes={trainer.nodes}", f"--ntasks={wanted_ranks(experiment)}", f"--ntasks-per-node={trainer.devices}"]
+    if cores := int(os.environ.get("SLURM_CPUS_ON_NODE", "0")) // trainer.devices:
+        tasks.append(f"--cpus-per-task={cores}")
+    code = subprocess.run(
+        ["srun", "--overlap", *tasks, "--kill-on-bad-exit=1", sys.executable, *words], check=False
+    ).returncode
     return None if code == 0 else {0: code} if code in CODES else {}
 
 

@@ -42,7 +42,7 @@ def pretrain_script(profile: Profile, name: str, words: Sequence[str], run: str,
         '  "${brainage[@]}" pretrain "${experiment[@]}"',
     ]
     if evaluate:
-        lines += ["# One task, which starts others for the networks that this one is compared with.",
+        lines += ["# One task evaluates; it starts others for the networks that this one is compared with.",
                   f'step --overlap {_alone(profile)} "${{brainage[@]}}" evaluate {_quote(run)}']  # fmt: skip
     return _script(profile, name, f"brainage pretrain {_join(words)}", lines)
 
@@ -105,6 +105,7 @@ def sbatch_options(profile: Profile, name: str, *, array: bool = False) -> list[
         "qos": profile.qos,
         "time": profile.time,
         "nodes": profile.nodes,
+        "ntasks": profile.tasks,
         "ntasks-per-node": profile.tasks_per_node,
         "cpus-per-task": profile.cpus_per_task,
         "gpus-per-node": f"{profile.gpu_type}:{profile.gpus_per_node}".lstrip(":") if profile.gpus_per_node else "",

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from brainage.config import load_experiment, run_folder
 from brainage.errors import ConfigError
+from brainage.pretraining.launch import launch
 from brainage.slurm.jobs import JOBS
 from brainage.slurm.profile import load_profile
 from brainage.slurm.script import INDEX, array_script, deliver_script, pretrain_script
@@ -53,9 +54,9 @@ def test_the_script_asks_for_what_the_profile_says():
     words = ["account=abc", "qos=long", "time=1-00:00:00", "gpu_type=a100", "sbatch=[--exclusive]"]
     script = pretrain_script(load_profile("two_nodes", words), "name", ["demo"], "runs/x", evaluate=False)
     assert set(options(script)) == {
-        "--job-name=name", "--account=abc", "--qos=long", "--time=1-00:00:00", "--nodes=2", "--ntasks-per-node=4",
-        "--cpus-per-task=8", "--gpus-per-node=a100:4", "--mem=256G", "--signal=SIGUSR1@120", "--open-mode=append",
-        "--output=runs/slurm/%x-%j.log", "--requeue", "--exclusive",
+        "--job-name=name", "--account=abc", "--qos=long", "--time=1-00:00:00", "--nodes=2", "--ntasks=8",
+        "--ntasks-per-node=4", "--cpus-per-task=8", "--gpus-per-node=a100:4", "--mem=256G", "--signal=SIGUSR1@120",
+        "--open-mode=append", "--output=runs/slurm/%x-%j.log", "--requeue", "--exclusive",
     }  # fmt: skip
 
 
@@ -75,6 +76,30 @@ def test_store_training_and_evaluation_are_steps_of_one_many_and_one_tasks(fake)
         f"apptainer exec --nv my image.sif brainage pretrain {shared}",
         f"srun --overlap {alone} apptainer exec --nv my image.sif brainage evaluate runs/demo-1",
     ]
+
+
+def test_one_process_of_a_job_of_two_machines_evaluates_whatever_its_profile(fake):
+    for name in ("two_nodes", "one_node", "one_gpu", "cpu"):
+        fake.unlink(missing_ok=True)
+        assert bash(pretrain_script(load_profile(name), "n", ["demo"], "runs/x", evaluate=True)).returncode == 0
+        prepares, trains, evaluates = fake.read_text().splitlines()
+        assert " evaluate.after_training=false" in trains  # else every rank would
+        assert "--ntasks=1 " in evaluates
+        assert evaluates.endswith(" evaluate runs/x")
+        assert "--ntasks=1 " in prepares
+
+
+@pytest.mark.parametrize(("cores", "asked"), [("32", " --cpus-per-task=8"), (None, ""), ("3", "")])
+def test_a_task_that_starts_the_ranks_of_several_machines_says_how_many(fake, monkeypatch, tmp_path, cores, asked):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_NTASKS", "1")  # of the step that this process is
+    if cores is not None:
+        monkeypatch.setenv("SLURM_CPUS_ON_NODE", cores)
+    experiment = load_experiment("demo", ["trainer.devices=4", "trainer.nodes=2", f"runs={tmp_path / 'runs'}"])
+    launch(experiment, label="l1", parent=None)
+    call = fake.read_text().splitlines()[0]
+    assert call.startswith(f"srun --overlap --nodes=2 --ntasks=8 --ntasks-per-node=4{asked} --kill-on-bad-exit=1 ")
+    assert " train-rank " in call
 
 
 @pytest.mark.parametrize(("code", "requeued"), [(138, True), (143, False), (1, False)])
