@@ -130,13 +130,18 @@ class SiteResidual:
 
 
 class CovariateResidual:
-    """Each feature minus what a linear regression on the covariates says of it, about its mean."""
+    """Each feature minus what a linear regression says of the covariates, about their mean.
 
-    def fit(self, X: np.ndarray, covariates: np.ndarray) -> CovariateResidual:
-        """X [n, D], covariates [n, C] finite. Raises DataError when they cannot be told from each other."""
-        X, C = np.asarray(X, dtype=np.float64), np.asarray(covariates, dtype=np.float64)
+    The slopes are those within sites (the regression has the sites beside the covariates), so that a difference between
+    scanners is not taken for one of age where sites scanned people of different ages.
+    """
+
+    def fit(self, X: np.ndarray, sites: np.ndarray, covariates: np.ndarray) -> CovariateResidual:
+        """X [n, D], sites [n] text, covariates [n, C] finite. DataError when they cannot be told from each other."""
+        X, codes, C = _known(np.unique(np.asarray(sites, dtype=str)), X, sites, covariates)
         self.mean_ = C.mean(axis=0)
-        self.coef_ = _least_squares(np.column_stack([np.ones(len(X)), C - self.mean_]), X)[1:]
+        K = codes.max() + 1
+        self.coef_ = _least_squares(np.column_stack([np.eye(K)[codes], C - self.mean_]), X)[K:]
         return self
 
     def transform(self, X: np.ndarray, covariates: np.ndarray) -> np.ndarray:

@@ -67,8 +67,9 @@ def evaluate_site_controls(
     `site_shuffles` (SHUFFLE_COLUMNS) has the accuracy of every shuffle and names nobody. What cannot be computed is a
     row with its reason. Raises what `evaluate_site` raises.
     """
-    _, scored = fitted_and_scored(table, config.fit_splits)
+    fitted, scored = fitted_and_scored(table, config.fit_splits)
     refuse_seen_features(features, scored, allow=config.allow_seen)
+    join(features, pd.concat([fitted, scored]))  # broken vectors are an error and no row
     chosen = site_people(table, config, limited=limited)
     found = _Found(features, cohort, config, seed)
     if chosen.reason:
@@ -201,12 +202,13 @@ def _without_nuisance(found: _Found, chosen: SitePeople, before: SiteEvaluation)
     C, C_scored = covariates.transform(chosen.fitted), covariates.transform(chosen.scored)
     known, known_scored = np.isfinite(C).all(axis=1), np.isfinite(C_scored).all(axis=1)
     fitted, scored = chosen.fitted[known], chosen.scored[known_scored]
-    model = CovariateResidual().fit(join(found.features, fitted), C[known])
-    X = model.transform(join(found.features, fitted), C[known])
-    if scored.empty:
-        raise DataError(f"no scored scan has {' and '.join(covariates.names)}")
+    if fitted.empty or scored.empty:
+        raise DataError(f"{len(fitted)} fitted and {len(scored)} scored scans have {', '.join(covariates.names)}")
+    X = join(found.features, fitted)
+    model = CovariateResidual().fit(X, fitted["site"].to_numpy(dtype=str), C[known])
+    X = model.transform(X, C[known])
     X_scored = model.transform(join(found.features, scored), C_scored[known_scored])
-    note = f"regressed out on {len(fitted)} fitted scans: {', '.join(covariates.names)}"
+    note = f"regressed out by slopes within sites of {len(fitted)} fitted scans: {', '.join(covariates.names)}"
     if not (known.all() and known_scored.all()):
         note += f"; left out without them: {(~known).sum()} fitted and {(~known_scored).sum()} scored scans"
     _probe_site(found, fitted, X, scored, X_scored, before, note, "after=nuisance")
