@@ -7,32 +7,30 @@ count every person once, by the first scored scan that has a diagnosis.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from brainage.config import EvaluateConfig
 from brainage.data.table import person_keys
+from brainage.downstream.gap_contrasts import contrast_rows
 from brainage.downstream.probes import people
 from brainage.downstream.readout import NOBODY_DIAGNOSED, READOUT_COLUMNS, Readout, healthy
 from brainage.downstream.results import FEWEST_PEOPLE, missing_row, result_row, results_frame, too_few_row
 from brainage.downstream.task import TaskResult, not_computed
 from brainage.errors import DataError
 from brainage.statistics.agreement import agreement
-from brainage.statistics.bias import CORRECTIONS, Scans
+from brainage.statistics.bias import CORRECTIONS, Correction, Scans
 from brainage.statistics.bootstrap import FEWEST_PERSONS, Interval, interval, resample_weights
-from brainage.statistics.contrasts import Contrast, adjusted_contrast
 from brainage.statistics.cross_fit import cross_fit
-from brainage.statistics.seeds import holm
 
 NAMES = ("none", *CORRECTIONS)  # of corrections, as in config.correction
 GAPS = [f"gap_{name}_years" for name in NAMES]
 GAP_COLUMNS = [
     *READOUT_COLUMNS, "mci_outcome", "healthy", "model", "seed", "predicted_age_years", *GAPS, "corrected_by",
 ]  # fmt: skip
-CONTRASTS = (("AD", "CN"), ("MCI", "CN"), ("AD", "MCI"), ("pMCI", "sMCI"))
 EVERYBODY = "everybody"  # the group of a cohort in which nobody has a diagnosis
 REPEAT_YEARS = 90 / 365.25  # scans of a person closer than this are repeats of one measurement
 INFLATED = (
@@ -40,8 +38,16 @@ INFLATED = (
     "correction=none"
 )
 _METRICS = ("mean_years", "sd_years", "age_slope", "mae_years")
-_CONTRAST_METRICS = ("difference_years", "hedges_g", "p", "p_holm")
 _LEAST_SPREAD_YEARS = 1e-6
+
+
+class _Gaps(NamedTuple):
+    """For each correction there is either a note and the whole fit, or the reason why it was refused."""
+
+    frame: pd.DataFrame  # GAP_COLUMNS
+    notes: dict[str, str]
+    refusals: dict[str, str]
+    fitted: dict[str, Correction]
 
 
 def evaluate_gap(readout: Readout, *, config: EvaluateConfig, seed: int) -> TaskResult:
@@ -57,11 +63,17 @@ def evaluate_gap(readout: Readout, *, config: EvaluateConfig, seed: int) -> Task
     if np.ptp(readout.predicted_age_years[readout.score]) < _LEAST_SPREAD_YEARS and readout.score.sum() > 1:
         reason = "every scored scan is predicted the same age: the gap would be age with its sign changed"
         return not_computed(*where, "gap", "mean_years", reason)
-    gaps, notes, refusals = _gaps(readout, seed)
+    gaps, notes, refusals, fitted = _gaps(readout, seed)
     first, left_out = first_scans(gaps)
+    groups = groups_of(first)
+    if EVERYBODY in groups:
+        reason = f"no groups: {NOBODY_DIAGNOSED}"
+        contrasts: Iterable[dict[str, Any]] = [missing_row(*where, "gap_contrast", "difference_years", reason)]
+    else:
+        contrasts = contrast_rows(where, first, groups, NAMES, refusals, fitted)
     rows = [
-        *_group_rows(where, first, notes, refusals, left_out, config.bootstrap, seed),
-        *_contrast_rows(where, first, refusals),
+        *_group_rows(where, first, groups, notes, refusals, left_out, config.bootstrap, seed),
+        *contrasts,
         *_repeat_rows(where, gaps, refusals),
     ]
     return TaskResult(results_frame(rows), {"gaps": gaps})
@@ -89,8 +101,7 @@ def first_scans(gaps: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return first, f"{lost} people without a diagnosis of CN, MCI or AD left out" if lost else ""
 
 
-def _gaps(readout: Readout, seed: int) -> tuple[pd.DataFrame, dict[str, str], dict[str, str]]:
-    """GAP_COLUMNS, and for each correction either its note or the reason why there is none."""
+def _gaps(readout: Readout, seed: int) -> _Gaps:
     table, score = readout.table, readout.score
     frame = table.reindex(columns=[*READOUT_COLUMNS, "mci_outcome"])
     frame["mci_outcome"] = frame["mci_outcome"].astype("string")
@@ -99,7 +110,7 @@ def _gaps(readout: Readout, seed: int) -> tuple[pd.DataFrame, dict[str, str], di
         predicted_age_years=readout.predicted_age_years, gap_none_years=readout.gap_years, corrected_by=-1,
     )  # fmt: skip
     scans = Scans.of(table)
-    notes, refusals = {"none": ""}, {}
+    notes, refusals, fitted = {"none": ""}, {}, {}
     for name, kind in CORRECTIONS.items():
         frame[f"gap_{name}_years"] = np.nan
         try:
@@ -107,15 +118,16 @@ def _gaps(readout: Readout, seed: int) -> tuple[pd.DataFrame, dict[str, str], di
         except DataError as error:
             refusals[name] = str(error)
             continue
-        frame[f"gap_{name}_years"], frame["corrected_by"], notes[name] = found
+        frame[f"gap_{name}_years"], frame["corrected_by"], notes[name], fitted[name] = found
     frame = frame.astype({"model": "string", "seed": "int64", "corrected_by": "int64"})
     notes = {name: "; ".join(filter(None, (note, readout.note))) for name, note in notes.items()}
-    return frame.loc[score, GAP_COLUMNS].reset_index(drop=True), notes, refusals
+    return _Gaps(frame.loc[score, GAP_COLUMNS].reset_index(drop=True), notes, refusals, fitted)
 
 
 def _group_rows(
     where: tuple[str, str, str],
     first: pd.DataFrame,
+    groups: dict[str, np.ndarray],
     notes: dict[str, str],
     refusals: dict[str, str],
     left_out: str,
@@ -123,7 +135,7 @@ def _group_rows(
     seed: int,
 ) -> Iterator[dict[str, Any]]:
     names = [name for name in NAMES if name not in refusals]
-    for group, rows in groups_of(first).items():
+    for group, rows in groups.items():
         part = first[rows]
         ages = f"{len(part)} people, first scan each; ages {part['age_years'].min():.0f}-{part['age_years'].max():.0f}"
         changed = int((~part["healthy"]).sum()) if group == "CN" else 0
@@ -169,81 +181,6 @@ def _moments(part: pd.DataFrame, names: list[str], resamples: int, seed: int) ->
         name: {metric: interval(v[0, c], v[:0, c] if few else v[1:, c]) for metric, v in values.items()}
         for c, name in enumerate(names)
     }
-
-
-def _contrast_rows(
-    where: tuple[str, str, str], first: pd.DataFrame, refusals: dict[str, str]
-) -> Iterator[dict[str, Any]]:
-    names = [name for name in NAMES if name not in refusals]
-    groups = groups_of(first)
-    found: dict[str, list[Contrast] | str] = {}
-    sizes: dict[str, tuple[int, str]] = {}
-    if EVERYBODY in groups:
-        yield missing_row(*where, "gap_contrast", "difference_years", f"no groups: {NOBODY_DIAGNOSED}")
-        return
-    for one, other in CONTRASTS:
-        contrast = f"{one}-{other}"
-        rows = [groups.get(name, np.zeros(len(first), dtype=bool)) for name in (one, other)]
-        few = [
-            f"{rows[i].sum()} people of {name}" for i, name in enumerate((one, other)) if rows[i].sum() < FEWEST_PEOPLE
-        ]
-        sizes[contrast] = (int((rows[0] | rows[1]).sum()), f"{rows[0].sum()} {one} and {rows[1].sum()} {other} people")
-        if few:
-            found[contrast] = f"{' and '.join(few)}, fewer than {FEWEST_PEOPLE}"
-            continue
-        try:
-            found[contrast] = _contrast(first[rows[0] | rows[1]], rows[0][rows[0] | rows[1]], names)
-        except DataError as error:
-            found[contrast] = str(error)
-        sizes[contrast] = (sizes[contrast][0], f"{sizes[contrast][1]}; {_adjusted(first, rows[0], rows[1])}")
-    for name in NAMES:
-        yield from _corrected_contrasts(where, name, names, found, sizes, refusals)
-
-
-def _corrected_contrasts(
-    where: tuple[str, str, str],
-    name: str,
-    names: list[str],
-    found: dict[str, list[Contrast] | str],
-    sizes: dict[str, tuple[int, str]],
-    refusals: dict[str, str],
-) -> Iterator[dict[str, Any]]:
-    """Rows of one correction, over whose contrasts Holm's correction runs."""
-    ways = {c: refusals.get(name) or (v if isinstance(v, str) else v[names.index(name)]) for c, v in found.items()}
-    adjusted = holm([np.nan if isinstance(way, str) else way.p for way in ways.values()])
-    comparisons = int(np.isfinite(adjusted).sum())
-    for (contrast, way), p_holm in zip(ways.items(), adjusted, strict=True):
-        parts, (n, about) = (f"contrast={contrast}", f"correction={name}"), sizes[contrast]
-        for metric in _CONTRAST_METRICS:
-            if isinstance(way, str):
-                yield missing_row(*where, "gap_contrast", metric, way, *parts)
-                continue
-            numbers = (way.difference, way.hedges_g, *(Interval(p, np.nan, np.nan) for p in (way.p, float(p_holm))))
-            value = dict(zip(_CONTRAST_METRICS, numbers, strict=True))[metric]
-            over = f"Holm over {comparisons} contrasts" if metric == "p_holm" else ""
-            method = f"HC2 and t with {way.df:.1f} df; residual sd {way.sd:.3g} years"
-            yield result_row(*where, "gap_contrast", metric, value, n, *parts, over, about, method)
-
-
-def _contrast(part: pd.DataFrame, first: np.ndarray, names: list[str]) -> list[Contrast]:
-    sex = part["sex"].fillna("").to_numpy(dtype=str)
-    covariates = np.column_stack([part["age_years"].to_numpy(dtype=np.float64), sex == "M", sex == ""])
-    values = part[[f"gap_{name}_years" for name in names]].to_numpy(dtype=np.float64)
-    return adjusted_contrast(values, first, covariates, part["site"].fillna("").to_numpy(dtype=str))
-
-
-def _adjusted(table: pd.DataFrame, one: np.ndarray, other: np.ndarray) -> str:
-    """The phrase on what a contrast is adjusted for, and on what could not be."""
-    both = table[one | other]
-    site, sex = table["site"].fillna(""), both["sex"].fillna("unknown")
-    shared = len(set(site[one]) & set(site[other]))
-    sites = both["site"].fillna("").nunique()
-    text = f"adjusted for age, sex and site, first scan each; {shared} of {sites} sites hold both groups"
-    if sites == 1:
-        text += "; one site: no term of site"
-    if sex.nunique() == 1:
-        text += f"; all of sex {sex.iloc[0]}: no term of sex"
-    return text
 
 
 def _repeat_rows(where: tuple[str, str, str], gaps: pd.DataFrame, refusals: dict[str, str]) -> Iterator[dict[str, Any]]:

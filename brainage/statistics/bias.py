@@ -17,6 +17,7 @@ import pandas as pd
 
 from brainage.data.table import person_numbers
 from brainage.errors import DataError, LeakageError
+from brainage.statistics.contrasts import Scale
 from brainage.statistics.robust import KNOTS, natural_spline
 
 FEWEST_HEALTHY = 10  # people a correction is fitted on
@@ -161,15 +162,23 @@ class Cole(Correction):
     def _fit(self, scans: Scans, predicted: np.ndarray, weights: np.ndarray) -> None:
         design = self._line(scans)
         self.coef_ = _least_squares(design, predicted, weights)
-        slope = float(self.coef_[0])
-        squares = weights * (predicted - design @ self.coef_) ** 2
-        variance = squares.sum() / max(weights.sum() - design.shape[1], 1.0)
-        error = float(np.sqrt(variance * np.linalg.pinv(design.T @ (design * weights[:, None]))[0, 0]))
+        slope, residuals = float(self.coef_[0]), predicted - design @ self.coef_
+        pull = weights * (design @ np.linalg.pinv(design.T @ (design * weights[:, None]))[0])
+        moved = pull * residuals / np.sqrt(1 - _leverage(design, weights))  # [n] how each scan moved the slope
+        by_person = np.bincount(np.searchsorted(self.persons_, scans.persons), moved)
+        error = float(np.sqrt((by_person**2).sum()))  # HC2, clustered by person
         if not slope > max(LEAST_SLOPE, 2 * error):
             raise DataError(
                 f"bias correction 'cole': predicted age rises by {slope:.3g} (standard error {error:.2g}) a year of "
                 f"age in the healthy, expected more than {LEAST_SLOPE} and than two standard errors; it divides by that"
             )
+        self.log_scale_ = -by_person / slope  # of each of persons_: how much they moved the log of 1 / a
+
+    def scale(self, persons: np.ndarray) -> Scale:
+        """The error of the factor 1 / a, for a contrast of `persons` [n], each once; 0 for those not fitted on."""
+        places = np.minimum(np.searchsorted(self.persons_, persons), len(self.persons_) - 1)
+        own = np.where(self.persons_[places] == persons, self.log_scale_[places], 0.0)
+        return Scale(own, float((self.log_scale_**2).sum() - (own**2).sum()))
 
     def _transform(self, scans: Scans, predicted: np.ndarray) -> np.ndarray:
         return (predicted - self._line(scans) @ self.coef_) / self.coef_[0]

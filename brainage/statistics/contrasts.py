@@ -5,6 +5,7 @@ n people (one value each: rows must be independent), K outcomes, S sites, c cova
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -38,8 +39,20 @@ class _Design(NamedTuple):
     rank: int  # columns of the whole design
 
 
+class Scale(NamedTuple):
+    """How each person moved the log of a factor that an outcome was multiplied with, itself estimated from people."""
+
+    own: np.ndarray  # [n] by the people of the contrast, 0 for those whom it was not estimated from
+    others: float  # sum of squares over everybody else
+
+
 def adjusted_contrast(
-    values: np.ndarray, first: np.ndarray, covariates: np.ndarray, sites: np.ndarray, level: float = 0.95
+    values: np.ndarray,
+    first: np.ndarray,
+    covariates: np.ndarray,
+    sites: np.ndarray,
+    scales: Mapping[int, Scale] | None = None,
+    level: float = 0.95,
 ) -> list[Contrast]:
     """One Contrast for each outcome: the group coefficient of least squares on group, covariates and site.
 
@@ -48,8 +61,10 @@ def adjusted_contrast(
     degrees of freedom of Bell and McCaffrey (2002; Imbens and Kolesár 2016), right with a small group. Without
     covariates on one site the standard error is Welch's. Hedges' g is difference / residual sd times the exact small-
     sample factor (Hedges 1981), its variance that of Borenstein et al. (2009, chapter 4) with the HC2 one in it.
-    Covariates that do not vary, or that the others hold, count for nothing. Raises DataError where group cannot be told
-    from site and covariates, or no degree of freedom or no residual is left.
+    `scales`: number of an outcome -> its Scale. The interval of the difference then holds the error of the factor, by
+    the variance of both estimates' influences together (stacked estimating equations, Stefanski and Boos 2002); p and g
+    do not depend on a factor. Covariates that do not vary, or that the others hold, count for nothing. Raises DataError
+    where group cannot be told from site and covariates, or no degree of freedom or no residual is left.
 
     >>> values = np.array([[1.0], [2.0], [3.0], [5.0], [6.0], [7.0]])
     >>> first = np.array([False, False, False, True, True, True])
@@ -65,14 +80,18 @@ def adjusted_contrast(
     residuals = y - design.basis @ (design.basis.T @ y)
     free = 1 - design.leverage
     free = np.where(free > _ROUNDING, free, np.inf)  # somebody alone at a site: fitted exactly, knows nothing of group
-    variances = (design.pull**2 / free) @ residuals**2
+    influences = residuals * (design.pull / np.sqrt(free))[:, None]
+    estimates, variances = design.pull @ y, (influences**2).sum(axis=0)
+    widened = variances.copy()
+    for k, scale in (scales or {}).items():
+        widened[k] = ((influences[:, k] + estimates[k] * scale.own) ** 2).sum() + estimates[k] ** 2 * scale.others
     df = _satterthwaite(design, free)
     sds = np.sqrt((residuals**2).sum(axis=0) / residual_df)
     if (sds <= _ROUNDING * np.maximum(np.abs(values).max(axis=0), 1)).any():
         raise DataError("group, covariates and site leave nothing of the values: they do not vary otherwise")
     return [
-        _contrast(float(estimate), float(variance), df, float(sd), residual_df, level)
-        for estimate, variance, sd in zip(design.pull @ y, variances, sds, strict=True)
+        _contrast(float(estimate), float(variance), float(wide), df, float(sd), residual_df, level)
+        for estimate, variance, wide, sd in zip(estimates, variances, widened, sds, strict=True)
     ]
 
 
@@ -85,12 +104,14 @@ def small_sample_factor(df: float) -> float:
     return float(np.exp(gammaln(df / 2) - gammaln((df - 1) / 2)) / np.sqrt(df / 2))
 
 
-def _contrast(estimate: float, variance: float, df: float, sd: float, residual_df: int, level: float) -> Contrast:
-    error, quantile = np.sqrt(variance), float(student.ppf(0.5 + level / 2, df))
+def _contrast(
+    estimate: float, variance: float, widened: float, df: float, sd: float, residual_df: int, level: float
+) -> Contrast:
+    error, quantile, wide = np.sqrt(variance), float(student.ppf(0.5 + level / 2, df)), np.sqrt(widened)
     factor, d = small_sample_factor(residual_df), estimate / sd
     g, g_error = factor * d, factor * np.sqrt(variance / sd**2 + d**2 / (2 * residual_df))
     return Contrast(
-        Interval(estimate, estimate - quantile * error, estimate + quantile * error),
+        Interval(estimate, estimate - quantile * wide, estimate + quantile * wide),
         Interval(g, g - quantile * g_error, g + quantile * g_error),
         float(2 * student.sf(abs(estimate) / error, df)),
         df,

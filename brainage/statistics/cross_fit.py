@@ -21,6 +21,7 @@ class CrossFit(NamedTuple):
     gap_years: np.ndarray
     fold: np.ndarray  # int64: of the correction that a scan got; -1: fitted on other people altogether
     note: str
+    whole: Correction  # the one fitted on all of `correct`
 
 
 def cross_fit(
@@ -55,7 +56,7 @@ def cross_fit(
             part, rows = _fitted(correction, scans, predicted, correct & ~here), own & here
             gap[rows], fold[rows] = part.transform(scans.at(rows), predicted[rows]), number
     outside = whole.outside(scans.age_years[score])
-    return CrossFit(gap, fold, _note(whole, len(outside), int(outside.sum()), folds if own.any() else 0))
+    return CrossFit(gap, fold, _note(whole, len(outside), int(outside.sum()), folds if own.any() else 0), whole)
 
 
 def _note(whole: Correction, scans: int, outside: int, folds: int) -> str:
