@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from brainage.augment import apply_views, draw_views
 from brainage.augment.draw import check_augment
@@ -37,6 +37,8 @@ from brainage.pretraining.optimisation import rate_factor
 from brainage.pretraining.trainer import PRECISION, _leave_signals_alone, _quieten_lightning
 from brainage.runtime import choose_device, guard_precision, set_threads
 
+_CERTAIN = 1e-12  # probabilities keep this far from 0 and 1, so that their log odds are finite
+
 FitPredict = Callable[[str, np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
 
 
@@ -48,9 +50,8 @@ class FinetuneModule(L.LightningModule):
     predictor that gives everybody the log odds of the training labels. A step's views (one a scan) and dropout follow
     from (seed, step), the views also from the scan.
 
-    Balanced weights make the unit learn the log odds as if both classes were equally frequent. `log_odds` adds those
-    of the training labels (King and Zeng 2001, Political Analysis, equation 7), so that probabilities are calibrated
-    where people are as these.
+    Balanced weights make the unit learn log odds as if both classes were equally frequent. Those of the training labels
+    are added (`log_odds`; Saerens et al. 2002), so that probabilities are calibrated for people as these.
 
     `encoder` and `normaliser` are changed in place. Raises ConfigError where the mode does not fit the encoder.
     """
@@ -81,7 +82,6 @@ class FinetuneModule(L.LightningModule):
     def _freeze(self) -> list[nn.Module]:
         """What stays in evaluation mode."""
         if self.config.mode == "full":
-            self.encoder.requires_grad_(True)
             return []
         if self.config.mode == "low_rank":
             add_low_rank(self.encoder, self.config.rank)
@@ -143,20 +143,6 @@ class FinetuneModule(L.LightningModule):
             if values:
                 groups.append({"params": values, "lr": self.config.lr * self.config.lr_decay**depth})
         return groups
-
-
-class _Scans(Dataset):
-    """Batches of scans as they lie in the store, with labels."""
-
-    def __init__(self, arrays: Any, rows: np.ndarray, keys: np.ndarray, labels: np.ndarray) -> None:
-        self.arrays, self.rows, self.keys, self.labels = arrays, rows, keys, labels
-
-    def __getitems__(self, positions: np.ndarray) -> dict[str, Any]:
-        return {
-            "sample": _read(self.arrays, self.rows[positions]),
-            "label": torch.from_numpy(self.labels[positions]),
-            "key": self.keys[self.rows[positions]],
-        }
 
 
 def _read(arrays: Any, rows: np.ndarray) -> Tensor:
@@ -222,13 +208,19 @@ class _NetworkPredictor:
         self._refuse_leaks(train_rows, test_rows, context)
         batches = deal(len(labels), self.experiment.finetune, seed)
         module = self._fresh(train_rows, labels, seed, len(batches))
-        scans = _Scans(self.data.store.arrays, train_rows, self.keys, labels)
-        loader = DataLoader(scans, batch_sampler=batches, collate_fn=lambda batch: batch)  # type: ignore[arg-type]
+
+        def batch_of(positions: list[int]) -> dict[str, Any]:
+            rows = train_rows[positions]
+            label = torch.from_numpy(labels[positions])
+            return {"sample": _read(self.data.store.arrays, rows), "label": label, "key": self.keys[rows]}
+
+        every: Any = range(len(labels))
+        loader: DataLoader[Any] = DataLoader(every, batch_sampler=batches, collate_fn=batch_of)  # type: ignore[arg-type]
         quiet_trainer(self.experiment, len(batches)).fit(module, loader)
         scores = self._scores(module, test_rows)
         if not np.isfinite(scores).all():
             raise TrainingStopped(f"{context}: training diverged (scores are NaN); lower finetune.lr")
-        return scores
+        return scores.clip(_CERTAIN, 1 - _CERTAIN)
 
     def _fresh(self, train_rows: np.ndarray, labels: np.ndarray, seed: int, steps: int) -> FinetuneModule:
         torch.manual_seed(_derived(seed))
@@ -280,14 +272,12 @@ def quiet_trainer(experiment: Experiment, steps: int) -> L.Trainer:
 
 
 def _checked(config: FinetuneConfig) -> FinetuneConfig:
-    limits = {"epochs": 1, "batch_size": 2, "last_stages": 1, "rank": 1}
-    for key, lowest in limits.items():
-        if getattr(config, key) < lowest:
-            raise ConfigError(f"finetune.{key}={getattr(config, key)}: expected {lowest} or more")
-    if not 0 < config.lr_decay <= 1:
-        raise ConfigError(f"finetune.lr_decay={config.lr_decay}: expected above 0, at most 1")
-    if not 0 <= config.dropout < 1:
-        raise ConfigError(f"finetune.dropout={config.dropout}: expected a share from 0 to below 1")
+    lowest = {"epochs": 1, "batch_size": 2, "last_stages": 1, "rank": 1, "lr": 1e-12, "lr_decay": 1e-3, "dropout": 0}
+    highest = {"lr_decay": 1, "dropout": 0.99}
+    for key, low in lowest.items():
+        value, high = getattr(config, key), highest.get(key, float("inf"))
+        if not low <= value <= high:
+            raise ConfigError(f"finetune.{key}={value}: expected {low:g} to {high:g}")
     return config
 
 
@@ -303,5 +293,4 @@ def _two_classes(rows: np.ndarray, labels: np.ndarray, context: str) -> np.ndarr
 
 
 def _derived(*numbers: int) -> int:
-    """A seed of torch from (seed, ...)."""
     return int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""The encoder trained on a diagnosis: what trains, how fast, what it learns, and what it refuses."""
+"""Encoders trained on a diagnosis, pre-trained and from scratch: what they learn, repeat and refuse."""
 
 from __future__ import annotations
 
@@ -6,150 +6,20 @@ import copy
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
-from torch.utils.data import DataLoader
 
-from brainage.config import EncoderConfig
-from brainage.downstream.finetune import FinetuneModule, deal, network_predictor, quiet_trainer
-from brainage.encoders import build_encoder
+from brainage.augment import draw_views
+from brainage.data.table import sample_numbers
+from brainage.downstream.finetune import FinetuneModule, network_predictor
 from brainage.errors import ConfigError, ContractError, DataError, LeakageError, TrainingStopped
-from brainage.imaging.contract import InputContract
+from brainage.pretraining.checkpoint import load_module
 from brainage.pretraining.module import Normaliser
-from tests.scans import FEATURES, small_experiment
+from tests.downstream.diagnosed_scans import VOLUMES, cohort
+from tests.scans import small_experiment
 
-VECTORS = InputContract("features", "vector", (FEATURES,))
-VOLUMES = InputContract("vbm", "volume", (1, 12, 12, 12), spacing_mm=(8.0,) * 3, origin_mm=(0.0,) * 3, axes="RAS")
 QUICK = ("finetune.epochs=3",)
-
-
-def cohort(contract=VECTORS, people=48, effect=0.0, seed=0):
-    """(data, labels): patients differ from the others by `effect` standard deviations in every second value."""
-    rng = np.random.default_rng(seed)
-    labels = rng.permutation(np.arange(people) % 3 == 0).astype(int)
-    arrays = rng.normal(50, 20, (people, *contract.shape)) + 20 * effect * labels.reshape(
-        -1, *[1] * len(contract.shape)
-    )
-    arrays[..., ::2] -= 20 * effect * labels.reshape(-1, *[1] * len(contract.shape))
-    table = pd.DataFrame({"cohort": "c", "participant_id": [f"n{i:03d}" for i in range(people)]})
-    table = table.assign(session_id="1", run="", age_years=70.0)
-    store = SimpleNamespace(arrays=arrays.astype(contract.dtype))
-    return SimpleNamespace(contract=contract, table=table, store=store), labels
-
-
-def module_of(*overrides, name="resnet18", contract=VOLUMES, labels=(0, 0, 0, 1), steps=4):
-    torch.manual_seed(0)
-    experiment = small_experiment("runs", "augment.noise_p=0", *overrides)
-    encoder = build_encoder(EncoderConfig(name=name, width=0.1, hidden=[8, 6]), contract)
-    normaliser = Normaliser("zscore" if contract is VOLUMES else "none", contract.shape)
-    return FinetuneModule(encoder, normaliser, contract, experiment, labels=np.array(labels), seed=0, steps=steps)
-
-
-def steps_of(module, count=3):
-    """Train for so many steps on noise, by the trainer."""
-    data, labels = cohort(module.contract, people=8)
-    batch = {"sample": torch.from_numpy(data.store.arrays), "label": torch.from_numpy(labels), "key": np.arange(8)}
-    loader = DataLoader([batch] * count, batch_size=None, collate_fn=lambda one: one)
-    quiet_trainer(small_experiment("runs"), count).fit(module, loader)
-
-
-def test_training_starts_from_the_log_odds_of_the_labels():
-    module = module_of().eval()
-    samples = torch.from_numpy(cohort(VOLUMES, 4)[0].store.arrays)
-    with torch.no_grad():
-        np.testing.assert_allclose(torch.sigmoid(module(samples)), 0.25, rtol=1e-6)
-
-
-def test_the_loss_is_the_balanced_one_of_scikit_learns_weights():
-    from sklearn.utils.class_weight import compute_class_weight
-
-    labels = np.array([0] * 6 + [1] * 2)
-    module = module_of("finetune.augment=false", "finetune.dropout=0", labels=labels).eval()
-    weights = compute_class_weight("balanced", classes=np.array([0, 1]), y=labels)
-    np.testing.assert_allclose(module.class_weights, weights, rtol=1e-6)
-    torch.nn.init.normal_(module.head.weight, std=0.1)
-    sample = torch.from_numpy(cohort(VOLUMES, 8)[0].store.arrays)
-    with torch.no_grad():
-        p = torch.sigmoid(module(sample) - module.log_odds).double().numpy()
-        found = float(module.training_step({"sample": sample, "label": torch.from_numpy(labels)}, 0))
-    expected = np.mean(weights[labels] * -np.log(np.where(labels == 1, p, 1 - p)))
-    assert found == pytest.approx(expected, rel=1e-5)
-
-
-def test_in_mode_full_everything_trains_and_a_stage_at_its_share_of_the_next_ones_rate():
-    module = module_of("finetune.lr=0.01", "finetune.lr_decay=0.5")
-    groups = module.rate_groups()
-    assert [group["lr"] for group in groups] == [0.01, 0.005, 0.0025, 0.00125, 0.000625, 0.0003125]
-    assert groups[0]["params"] == [module.head.weight, module.head.bias]
-    assert {id(p) for p in module.encoder.stem.parameters()} == {id(p) for p in groups[-1]["params"]}
-    assert {id(p) for p in module.encoder.blocks[6:].parameters()} == {id(p) for p in groups[1]["params"]}
-    assert sorted(id(p) for g in groups for p in g["params"]) == sorted(id(p) for p in module.parameters())
-
-
-def test_the_optimiser_begins_with_those_rates_and_ends_near_none():
-    module = module_of("finetune.lr=0.01", "finetune.lr_decay=0.5", steps=10)
-    configured = module.configure_optimizers()
-    optimiser, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
-    assert isinstance(optimiser, torch.optim.AdamW)
-    assert [group["lr"] for group in optimiser.param_groups[:3]] == [0.01, 0.005, 0.0025]
-    for _ in range(9):
-        optimiser.step()
-        schedule.step()
-    assert optimiser.param_groups[0]["lr"] == pytest.approx(0.01 * 0.5 * (1 + np.cos(0.9 * np.pi)))
-
-
-@pytest.mark.parametrize(
-    ("mode", "trained"),
-    [
-        ("full", lambda name: True),
-        ("last", lambda name: name.startswith(("head.", "encoder.blocks.6.", "encoder.blocks.7."))),
-        ("low_rank", lambda name: name.startswith("head.") or name.endswith((".up", ".down"))),
-    ],
-)
-def test_a_mode_changes_its_own_weights_and_leaves_every_bit_of_the_others(mode, trained):
-    module = module_of(f"finetune.mode={mode}", "finetune.lr=0.05")
-    assert {n for n, p in module.named_parameters() if p.requires_grad} == {
-        n for n, _ in module.named_parameters() if trained(n)
-    }
-    before = copy.deepcopy(module.state_dict())
-    steps_of(module)
-    after = module.state_dict()
-    names = {name for name, _ in module.named_parameters()}
-    statistics = [name for name in after if "running_" in name]
-    assert statistics
-    for name in [*names, *statistics]:
-        changed = not torch.equal(before[name], after[name])
-        assert changed == (trained(name) and (mode != "low_rank" or name in names)), name
-
-
-def test_frozen_parts_stay_in_evaluation_mode_whoever_asks_for_training():
-    module = module_of("finetune.mode=last", "finetune.last_stages=2")
-    module.eval()
-    module.train()
-    norms = [m.training for m in module.encoder.modules() if isinstance(m, torch.nn.BatchNorm3d)]
-    assert norms == [False] * 10 + [True] * 10  # the stem's, 4 + 5 of stages 1 and 2; 5 and 5 of stages 3 and 4
-    assert module.dropout.training
-
-
-def test_more_stages_than_there_are_cannot_train():
-    with pytest.raises(ConfigError, match=r"finetune.last_stages=6: expected 1 to 5"):
-        module_of("finetune.mode=last", "finetune.last_stages=6")
-
-
-@pytest.mark.parametrize(("scans", "batch_size"), [(2, 16), (3, 2), (17, 16), (33, 16), (9, 4), (40, 8)])
-def test_every_epoch_holds_everybody_once_and_nobody_is_alone(scans, batch_size):
-    config = small_experiment("runs", "finetune.epochs=3", f"finetune.batch_size={batch_size}").finetune
-    parts = deal(scans, config, seed=4)
-    assert sorted(np.concatenate(parts).tolist()) == sorted(list(range(scans)) * 3)
-    a_epoch = len(parts) // 3
-    epochs = [np.concatenate(parts[start : start + a_epoch]).tolist() for start in range(0, len(parts), a_epoch)]
-    assert all(sorted(epoch) == list(range(scans)) for epoch in epochs)
-    assert scans == 2 or len({tuple(epoch) for epoch in epochs}) > 1
-    sizes = {len(part) for part in parts}
-    assert min(sizes) >= 2
-    assert max(sizes) <= max(batch_size, 3)
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +92,56 @@ def test_shuffled_labels_are_not_learnt(checkpoint):
     assert 0.3 < np.mean(found) < 0.7
 
 
+def started(fit_predict, labels, monkeypatch):
+    """The module that `fit_predict` is about to train."""
+
+    class Begun(Exception):  # noqa: N818 - it ends the training before it begins
+        pass
+
+    def fit(module, loader):
+        raise Begun(module)
+
+    monkeypatch.setattr("brainage.downstream.finetune.quiet_trainer", lambda *_: SimpleNamespace(fit=fit))
+    with pytest.raises(Begun) as begun:
+        fit_predict("CN-AD", np.arange(30), labels[:30], np.arange(30, 48), 0)
+    return begun.value.args[0].eval()
+
+
+@pytest.mark.parametrize("mode", ["full", "last", "low_rank"])
+def test_training_starts_at_the_pre_trained_function_or_from_scratch_elsewhere(checkpoint, monkeypatch, mode):
+    data, labels = cohort()
+    samples = torch.from_numpy(data.store.arrays)
+    setting = f"finetune.mode={mode}"
+    module = started(predictor(data, checkpoint, setting), labels, monkeypatch)
+    fresh = started(predictor(data, checkpoint, setting, pretrained=False), labels, monkeypatch)
+    with torch.no_grad():
+        expected = load_module(checkpoint)[0].embed(samples)[0]
+        assert torch.equal(module.encoder(module.normaliser(samples)), expected)
+        assert not torch.allclose(fresh.encoder(fresh.normaliser(samples)), expected)
+    assert all(parameter.requires_grad for parameter in fresh.parameters())
+    assert sum(p.numel() for p in fresh.encoder.parameters()) == sum(
+        p.numel() for p in load_module(checkpoint)[0].encoder.parameters()
+    )
+
+
+def test_each_step_draws_one_view_a_scan_from_seed_step_and_scan(checkpoint, monkeypatch):
+    data, labels = cohort()
+    train, test = halves()
+    drawn = []
+
+    def draw(augment, contract, keys, *, seed, step):
+        drawn.append((augment.views, seed, step))
+        assert set(keys) <= set(sample_numbers(data.table)[train])
+        return draw_views(augment, contract, keys, seed=seed, step=step)
+
+    monkeypatch.setattr("brainage.downstream.finetune.draw_views", draw)
+    predictor(data, checkpoint, *QUICK)("CN-AD", train, labels[train], test, 7)
+    assert drawn == [(1, 7, step) for step in range(6)]
+    drawn.clear()
+    predictor(data, checkpoint, *QUICK, "finetune.augment=false")("CN-AD", train, labels[train], test, 7)
+    assert drawn == []
+
+
 def test_what_the_checkpoint_holds_is_left_as_it_was(checkpoint):
     data, labels = cohort(effect=1)
     train, test = halves()
@@ -278,7 +198,14 @@ def test_samples_of_another_kind_are_refused_before_any_is_read(checkpoint, pret
 
 @pytest.mark.parametrize(
     "override",
-    ["finetune.epochs=0", "finetune.batch_size=1", "finetune.lr_decay=0", "finetune.dropout=1", "finetune.rank=0"],
+    [
+        "finetune.epochs=0",
+        "finetune.batch_size=1",
+        "finetune.lr_decay=0",
+        "finetune.dropout=1",
+        "finetune.rank=0",
+        "finetune.lr=0",
+    ],
 )
 def test_a_setting_out_of_range_is_refused_by_its_key(checkpoint, override):
     with pytest.raises(ConfigError, match=override.split("=")[0]):
@@ -293,6 +220,24 @@ def test_a_training_that_diverges_gives_no_scores(checkpoint):
     data.store.arrays[train[0]] = np.nan
     with pytest.raises(TrainingStopped, match="finetuned CN-AD: training diverged"):
         predictor(data, checkpoint, *QUICK)("CN-AD", train, labels[train], test, 0)
+
+
+def test_an_overfitted_network_is_certain_but_never_infinitely_so(checkpoint, monkeypatch):
+    data, labels = cohort()
+    train, test = halves()
+    monkeypatch.setattr(FinetuneModule, "forward", lambda self, x: torch.full((len(x),), 80.0))
+    scores = predictor(data, checkpoint, *QUICK)("CN-AD", train, labels[train], test, 0)
+    assert (scores == 1 - 1e-12).all()
+
+
+def test_low_precision_trains_near_full_precision(checkpoint):
+    data, labels = cohort(effect=1)
+    train, test = halves()
+    arguments = ("CN-AD", train, labels[train], test, 3)
+    whole = predictor(data, checkpoint, *QUICK)(*arguments)
+    rounded = predictor(data, checkpoint, *QUICK, "trainer.precision=bf16")(*arguments)
+    assert not np.array_equal(whole, rounded)
+    np.testing.assert_allclose(rounded, whole, atol=0.1)
 
 
 VOLUME_NETWORK = ("encoder.name=resnet18", "encoder.width=0.1", "data.intensity=zscore", "augment.flip_p=0.5")
