@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -141,7 +142,7 @@ class Health(L.Callback):
         self.recorder.write(step, {"health/collapse_loss": collapse})
         line = self.watch.look(
             step,
-            float(seen["loss"]),
+            self._compared(module),
             collapse_value=collapse,
             effective_rank=effective_rank(flat),
             alignment=alignment(z) if z.shape[1] > 1 else None,
@@ -155,6 +156,16 @@ class Health(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.watch.load_state_dict(state_dict)
+
+    @staticmethod
+    def _compared(module: PretrainingModule) -> float:
+        """The loss that the collapse value is of: without a regulariser, whose value says nothing of the ages."""
+        seen = module.outputs
+        total = float(seen["loss"])
+        if "predicted_years" not in seen or module.experiment.loss.regulariser == "none" or not math.isfinite(total):
+            return total
+        years = seen["age_years"].repeat_interleave(len(seen["predicted_years"]) // len(seen["age_years"]))
+        return float(module.loss(seen["predicted_years"], years))
 
     @staticmethod
     def _collapse(module: PretrainingModule, z: torch.Tensor, ages: torch.Tensor) -> float:

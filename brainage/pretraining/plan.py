@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ class Cost:
     seconds: float
     device: str
     free_gib: float  # memory of that device now
-    memory_gib: float  # weights, gradients, optimiser, and what the backward pass keeps of a batch
+    memory_gib: float  # weights, gradients, optimiser, the batch as stored, and what the backward pass keeps of it
 
 
 def training_cost(experiment: Experiment, contract: InputContract, train_scans: int) -> Cost:
@@ -56,20 +57,27 @@ def training_cost(experiment: Experiment, contract: InputContract, train_scans: 
         seconds=seconds / measured * samples * total * (4 / 3 if _held(experiment, samples) < samples else 1),
         device=str(device),
         free_gib=torch.cuda.mem_get_info()[0] / 2**30 if device.type == "cuda" else available_memory_gib(),
-        memory_gib=(_weight_bytes(experiment, module) + kept / measured * _held(experiment, samples)) / 2**30,
+        memory_gib=(
+            _weight_bytes(experiment, module)
+            + _stored_bytes(experiment, contract, samples)
+            + kept / measured * _held(experiment, samples)
+        )
+        / 2**30,
     )
 
 
 def memory_gib(experiment: Experiment, contract: InputContract, batch: int) -> float:
     """What training takes of each device in fp32 for a global batch of so many scans: weights, gradients, optimiser,
-    and what the backward pass keeps. Counted on tensors without values, so it costs nothing; work space is not in it.
+    the batch as it is stored, and what the backward pass keeps. Counted on tensors without values, so it costs nothing;
+    work space is not in it, nor a store that is resident there.
     """
+    stored = _stored_bytes(experiment, contract, _most_samples(experiment, batch))
     samples = _held(experiment, _most_samples(experiment, batch))
     state = torch.get_rng_state()
     module = new_module(experiment, contract).to("meta")
     torch.set_rng_state(state)
     kept = _kept_bytes(module, torch.empty((max(samples, 2), *contract.shape), device="meta"))[0]
-    return (_weight_bytes(experiment, module) + kept / max(samples, 2) * samples) / 2**30
+    return (_weight_bytes(experiment, module) + stored + kept / max(samples, 2) * samples) / 2**30
 
 
 def several_devices(
@@ -100,6 +108,12 @@ def _most_samples(experiment: Experiment, batch: int) -> int:
 def _held(experiment: Experiment, samples: int) -> int:
     """Samples whose tensors are kept for the backward pass at one time."""
     return min(samples, experiment.trainer.chunk_samples or samples)
+
+
+def _stored_bytes(experiment: Experiment, contract: InputContract, samples: int) -> int:
+    """Bytes of the scans of so many samples as they come from the store, which stay until the step is over: with
+    `trainer.chunk_samples` each is cut into its views once more in the backward pass."""
+    return samples // experiment.augment.views * math.prod(contract.shape) * contract.dtype.itemsize
 
 
 def _weight_bytes(experiment: Experiment, module: PretrainingModule) -> int:

@@ -102,6 +102,29 @@ def test_a_supervised_run_is_compared_with_the_best_constant_of_its_batch(tmp_pa
         assert found["val/mae_years"][4] <= found["val/loss"][4] + 1e-5
 
 
+@pytest.mark.parametrize("regulariser", ["conr", "order"])
+def test_a_regularised_run_is_compared_without_its_regulariser(tmp_path, monkeypatch, regulariser):
+    """At the best constant prediction it has collapsed, whatever the regulariser adds to the loss."""
+    looked = {}
+
+    class Note(running.L.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            predicted = module.outputs["predicted_years"].view(-1, 2)
+            error = (predicted - module.outputs["age_years"][:, None]).abs().mean()
+            looked[trainer.global_step] = float(error), float(module.outputs["loss"])
+
+    build = running.build_trainer
+    monkeypatch.setattr(running, "build_trainer", lambda e, callbacks, **o: build(e, [*callbacks, Note()], **o))
+    words = ["loss.name=l1", f"loss.regulariser={regulariser}", "loss.regulariser_weight=10", "trainer.epochs=1"]
+    experiment = small_experiment(tmp_path, *words)
+    found = points(pretrain(experiment, SimulatedScans(experiment)).folder)
+    for step, ratio in found["health/loss_over_collapse"].items():
+        plain, total = looked[step]
+        assert ratio == pytest.approx(plain / found["health/collapse_loss"][step], rel=1e-5)
+        assert abs(total - plain) > 0.01 * plain
+        assert found["train/loss"][step] == pytest.approx(total, rel=1e-6)
+
+
 def test_progress_is_one_plain_line_an_epoch_at_most_where_there_is_no_terminal(tmp_path, capsys):
     experiment = small_experiment(tmp_path, "trainer.progress=true", "trainer.epochs=2")
     pretrain(experiment, SimulatedScans(experiment), label="try")
