@@ -67,7 +67,7 @@ def follow(gaps: pd.DataFrame, correction: str) -> Followed:
     for frame in (table, visits):
         frame["converter"] = frame["person"].map(people["converter"])
         seen = people["time_years"].where(people["event"])
-        frame["years_to_conversion"] = frame["person"].map(seen) - frame["years"]
+        frame["years_to_conversion"] = frame["person"].map(seen).astype(float) - frame["years"]
     return Followed(table, visits, people, tuple(notes))
 
 
@@ -138,13 +138,13 @@ def _people(visits: pd.DataFrame, table: pd.DataFrame, notes: list[str]) -> pd.D
     )  # fmt: skip
     people["visits"], people["follow_up_years"] = grouped.size(), grouped["years"].max()
     diagnosed = visits[visits["diagnosis"].notna()]
-    worse = [diagnosis in WORSE.get(group, ()) for diagnosis, group in zip(diagnosed["diagnosis"], diagnosed["group"],
-                                                                          strict=True)]  # fmt: skip
+    pairs = zip(diagnosed["diagnosis"], diagnosed["group"], strict=True)
+    worse = np.array([diagnosis in WORSE.get(group, ()) for diagnosis, group in pairs], dtype=bool)
     seen = diagnosed[worse].groupby("person")["years"].min()
     people["event"] = people.index.isin(seen.index)
     people["time_years"] = seen.reindex(people.index).fillna(diagnosed.groupby("person")["years"].max()).fillna(0.0)
     people["converter"] = _outcomes(people, visits)
-    back = diagnosed[diagnosed["years"] > diagnosed["person"].map(seen)]
+    back = diagnosed[diagnosed["years"] > diagnosed["person"].map(seen).astype(float)]
     before = back["diagnosis"] == back["group"]
     if before.any():
         notes.append(f"{back.loc[before, 'person'].nunique()} converters later seen as before count as converters")

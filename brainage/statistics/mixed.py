@@ -3,7 +3,7 @@
 n visits, P people, K fixed terms. y = X b + u0[person] + u1[person] years + e, with (u0, u1) normal with any 2 x 2
 covariance and e normal (Laird and Ware 1982), fitted by REML in the profiled form of lme4 (Bates et al. 2015) on scaled
 columns. statsmodels' MixedLM is the reference of the tests and not the engine: in cohorts of thousands its default
-optimiser stops short of the optimum, with standard errors a sixth too small, and where people's slopes hardly differ
+optimiser stops short of the optimum, with standard errors 15 % too small, and where people's slopes hardly differ
 any of its optimisers may stop where the likelihood is not level. Sums over each person's visits make this one faster.
 """
 
