@@ -19,7 +19,7 @@ from brainage.downstream.age import (
     pool_seeds,
     score_predictions,
 )
-from brainage.downstream.age_scores import FURTHER, HEALTHY, HIGH, LOW, mark_healthy
+from brainage.downstream.age_scores import HEALTHY, HIGH, LOW
 from brainage.downstream.features import join
 from brainage.downstream.predictions import PREDICTION_COLUMNS, predictions_frame
 from brainage.downstream.probes import PENALTIES, grouped_folds, people
