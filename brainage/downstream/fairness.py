@@ -29,7 +29,7 @@ def evaluate_fairness(
     """MAE and bias of each sex, decade of age and site of one model's predictions (PREDICTION_COLUMNS), and their gap.
 
     Rows of task `fairness`: `mae_years` and `bias_years` with `sex=`, `band=` or `site=`; `mae_gap_years` with
-    `contrast=` one of the three: the largest MAE minus the smallest among parts of FEWEST_PEOPLE or more, its interval
+    `term=` one of the three: the largest MAE minus the smallest among parts of FEWEST_PEOPLE or more, its interval
     over people on resamples that all parts share; `chance_mae_gap_years` and `p`: the same gap with the parts dealt
     anew over these people (`person_shuffles`, `config.site_permutations` of them). The interval of a largest
     difference lies too high (resamples add noise to every part, and the gap only grows by it): whether there is any gap
@@ -78,7 +78,7 @@ def _part_rows(
 def _gap_rows(
     block: Predicted, kind: str, names: np.ndarray, cohort: str, config: EvaluateConfig, seed: int
 ) -> list[dict[str, Any]]:
-    where, part = (block.model, cohort, block.split, "fairness"), f"contrast={kind}"
+    where, part = (block.model, cohort, block.split, "fairness"), f"term={kind}"
     sizes = pd.Series(block.persons).groupby(names).nunique()
     large = sizes[sizes >= FEWEST_PEOPLE].index
     if len(large) < 2:

@@ -2,7 +2,6 @@
 
 The probe learns the sites of the fitted people and names those of test_internal, whose sites are all known by
 definition; the sites of test_external cannot be named by anybody. With the external MAE it gives the challenge score.
-Sites shuffled over the scored people say what accuracy chance gives on these predictions.
 """
 
 from __future__ import annotations
@@ -18,22 +17,12 @@ from brainage.data.table import KEY, scan_keys
 from brainage.downstream.features import Features, join, refuse_seen_features
 from brainage.downstream.predictions import Predicted, by_seed, stream
 from brainage.downstream.probes import SiteProbe, fit_note, fitted_and_scored, people
-from brainage.downstream.results import (
-    CHANCE,
-    EXTERNAL,
-    FEWEST_PEOPLE,
-    INTERNAL,
-    missing_row,
-    result_row,
-    results_frame,
-)
+from brainage.downstream.results import CHANCE, EXTERNAL, INTERNAL, missing_row, result_row, results_frame
 from brainage.errors import DataError
 from brainage.statistics.bootstrap import FEWEST_PERSONS, Interval, bootstrap, interval, replicates, seed_mean
 from brainage.statistics.metrics import balanced_accuracy, mae_years
-from brainage.statistics.permutation import permutation_p, person_shuffles
 
 SITE_PREDICTION_COLUMNS = [*KEY, "split", "site", "model", "seed", "probe", "predicted_site", "classes", "fit_note"]
-SHUFFLE_COLUMNS = ["model", "seeds", "task", "parts", "shuffle", "balanced_accuracy"]
 PROBES = {"converged": "", "published": "_published"}  # probe -> ending of its tasks
 
 
@@ -136,67 +125,6 @@ def score_sites(predictions: pd.DataFrame, *, cohort: str, config: EvaluateConfi
         note = f"1 / {classes} sites fitted"
         rows.append(result_row(CHANCE, cohort, INTERNAL, task, "balanced_accuracy", chance, block.n, note))
     return results_frame(rows)
-
-
-def shuffle_rows(
-    block: Predicted, *parts: str, cohort: str, config: EvaluateConfig, seed: int, task: str = "site"
-) -> tuple[list[dict[str, Any]], pd.DataFrame]:
-    """What accuracy chance gives: rows `chance_balanced_accuracy` (mean and central 95 % of the shuffles) and `p`.
-
-    The null is that a scored person's site has nothing to do with what the probe says of that person: the sites are
-    dealt anew over the people of the test (`person_shuffles`), the predictions stay, nothing is refitted; with several
-    seeds each shuffle is scored by the mean over them. The frame has SHUFFLE_COLUMNS, shuffle 0 being the truth. No
-    rows without `config.site_permutations`; NaN with a reason for fewer than FEWEST_PEOPLE people or one site.
-    """
-    where = (block.model, cohort, block.split, task)
-    truth, n = _sites(block), block.n
-    one_site = len(np.unique(truth)) < 2
-    if not config.site_permutations:
-        return [], pd.DataFrame(columns=SHUFFLE_COLUMNS)
-    if n < FEWEST_PEOPLE or one_site:
-        reason = "people of one site only are scored" if one_site else f"fewer than {FEWEST_PEOPLE} people"
-        rows = [missing_row(*where, name, reason, *parts) for name in ("chance_balanced_accuracy", "p")]
-        return rows, pd.DataFrame(columns=SHUFFLE_COLUMNS)
-    drawn = [*stream(seed, block.split), 1]  # other numbers than the resamples'
-    values = shuffled_accuracies(truth, block.values, block.persons, shuffles=config.site_permutations, seed=drawn)
-    frame = shuffle_frame(values, block.model, block.seeds, task, parts)
-    null = "sites shuffled over the scored people, predictions fixed"
-    return chance_rows(where, values, n, parts, null), frame
-
-
-def chance_rows(
-    where: tuple[str, str, str, str], values: np.ndarray, n: int, parts: Sequence[str], null: str
-) -> list[dict[str, Any]]:
-    """The two rows of `shuffle_rows` from the accuracies [1 + m] of the truth and of each shuffle."""
-    note = f"{len(values) - 1} shuffles: {null}"
-    chance = interval(float(values[1:].mean()), values[1:])
-    p = Interval(permutation_p(values[0], values[1:]), np.nan, np.nan)
-    return [
-        result_row(
-            *where, "chance_balanced_accuracy", chance, n, *parts, note, "mean and central 95 % of the shuffles"
-        ),
-        result_row(*where, "p", p, n, *parts, note, "(b + 1) / (m + 1)"),
-    ]
-
-
-def shuffle_frame(
-    values: np.ndarray, model: str, seeds: Sequence[int], task: str, parts: Sequence[str]
-) -> pd.DataFrame:
-    """SHUFFLE_COLUMNS of the accuracies [1 + m]."""
-    names = {"model": model, "seeds": ", ".join(map(str, seeds)), "task": task, "parts": "; ".join(parts)}
-    return pd.DataFrame({**names, "shuffle": np.arange(len(values)), "balanced_accuracy": values})
-
-
-def shuffled_accuracies(
-    truth: np.ndarray, predicted: np.ndarray, persons: np.ndarray, *, shuffles: int, seed: int | Sequence[int]
-) -> np.ndarray:
-    """Balanced accuracy [1 + m] of predictions [S, n] against the sites [n], as they are and shuffled over people."""
-    classes, codes = np.unique(truth, return_inverse=True)
-    named = np.searchsorted(classes, predicted).clip(max=len(classes) - 1)
-    named[classes[named] != predicted] = -1  # a site that nobody scored is of
-    share = 1 / (len(classes) * np.bincount(codes))  # of a scan of each site; shuffling keeps their numbers
-    orders = [np.arange(len(truth)), *person_shuffles(persons, shuffles=shuffles, seed=seed)]
-    return np.array([(share[codes[rows]] * (named == codes[rows])).sum() / len(named) for rows in orders])
 
 
 def pool_site_seeds(

@@ -43,7 +43,7 @@ def test_errors_of_every_part_and_their_gap_are_what_pandas_gives():
         for name in mae.index:
             assert found["test_internal", "mae_years", f"{kind}={name}"]["estimate"] == pytest.approx(mae[name])
             assert found["test_internal", "bias_years", f"{kind}={name}"]["estimate"] == pytest.approx(bias[name])
-        gap = found["test_internal", "mae_gap_years", f"contrast={kind}"]
+        gap = found["test_internal", "mae_gap_years", f"term={kind}"]
         assert gap["estimate"] == pytest.approx(mae.max() - mae.min())
         assert gap["low"] <= gap["estimate"] <= gap["high"]
         assert gap["n"] == 60
@@ -55,9 +55,9 @@ def test_errors_of_every_part_and_their_gap_are_what_pandas_gives():
 
 def test_a_planted_difference_between_the_sexes_is_found_and_none_between_the_sites():
     found = fairness(predicted(make_table(10, 0, 300, 20), extra=4.0))
-    assert found["test_internal", "p", "contrast=sex"]["estimate"] == pytest.approx(1 / 101)
-    assert found["test_internal", "p", "contrast=site"]["estimate"] > 0.05
-    chance, gap = (found["test_internal", name, "contrast=sex"] for name in ("chance_mae_gap_years", "mae_gap_years"))
+    assert found["test_internal", "p", "term=sex"]["estimate"] == pytest.approx(1 / 101)
+    assert found["test_internal", "p", "term=site"]["estimate"] > 0.05
+    chance, gap = (found["test_internal", name, "term=sex"] for name in ("chance_mae_gap_years", "mae_gap_years"))
     assert 0 < chance["estimate"] < chance["high"] < gap["estimate"]
     assert gap["note"].split("; ")[2].startswith("F ")
 
@@ -70,11 +70,11 @@ def test_the_gap_that_chance_gives_is_that_of_drawing_the_parts_at_random():
     for _ in range(1000):
         means = [part.mean() for part in np.split(rng.permutation(errors), 3)]  # three sites of 30
         gaps.append(max(means) - min(means))
-    chance = found["test_internal", "chance_mae_gap_years", "contrast=site"]
+    chance = found["test_internal", "chance_mae_gap_years", "term=site"]
     assert chance["estimate"] == pytest.approx(np.mean(gaps), rel=0.1)
     assert [chance["low"], chance["high"]] == pytest.approx(np.percentile(gaps, [2.5, 97.5]), rel=0.25)
-    observed = found["test_internal", "mae_gap_years", "contrast=site"]["estimate"]
-    p = found["test_internal", "p", "contrast=site"]["estimate"]
+    observed = found["test_internal", "mae_gap_years", "term=site"]["estimate"]
+    p = found["test_internal", "p", "term=site"]["estimate"]
     assert p == pytest.approx(np.mean(np.array(gaps) >= observed), abs=0.07)
 
 
@@ -85,9 +85,9 @@ def test_parts_of_a_handful_and_splits_of_one_part_are_not_shown():
     table.loc[few, "site"] = pd.NA
     found = fairness(predicted(table))
     assert found["test_internal", "mae_years", "site=unknown"]["note"] == "site=unknown; not shown: fewer than 5 people"
-    assert "1 smaller parts left out" in found["test_internal", "mae_gap_years", "contrast=site"]["note"]
+    assert "1 smaller parts left out" in found["test_internal", "mae_gap_years", "term=site"]["note"]
     for kind, split in (("sex", "test_internal"), ("site", "test_external")):
-        row = found[split, "mae_gap_years", f"contrast={kind}"]
+        row = found[split, "mae_gap_years", f"term={kind}"]
         assert np.isnan(row["estimate"])
         assert "1 parts have 5 people or more" in row["note"]
 
@@ -99,6 +99,6 @@ def test_of_several_seeds_the_mean_is_taken_and_no_prediction_is_said():
     both = fairness(pd.concat(frames))
     assert both["test_internal", "mae_years", "sex=F"]["estimate"] == pytest.approx(np.mean(single))
     sexes = [both["test_internal", "mae_years", f"sex={sex}"]["estimate"] for sex in "FM"]
-    assert both["test_internal", "mae_gap_years", "contrast=sex"]["estimate"] == pytest.approx(abs(np.diff(sexes))[0])
+    assert both["test_internal", "mae_gap_years", "term=sex"]["estimate"] == pytest.approx(abs(np.diff(sexes))[0])
     empty = evaluate_fairness(frames[0][:0], cohort="demo", config=CONFIG, seed=1, model="exp").results
     assert "no prediction in either test" in empty.iloc[0]["note"]

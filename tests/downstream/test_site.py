@@ -17,9 +17,8 @@ from brainage.downstream.site import (
     challenge_value,
     evaluate_site,
     pool_site_seeds,
-    shuffle_rows,
-    shuffled_accuracies,
 )
+from brainage.downstream.site_rows import shuffle_rows, shuffled_accuracies
 from brainage.errors import DataError, LeakageError
 from brainage.statistics.permutation import person_shuffles
 

@@ -1,6 +1,6 @@
 """Site controls: age alone against scikit-learn, matched pairs by hand, and planted sites that a control must catch."""
 
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 import pandas as pd
@@ -72,19 +72,18 @@ def test_matched_sites_have_equally_many_people_in_every_bin_whatever_the_order_
     scored = table[table["split"] == "test_internal"]
     pairs, whole = age_matched(scored, SITES, seed=1)
     again, _ = age_matched(scored.sample(frac=1, random_state=0), SITES, seed=1)
-    assert pairs.P == 3
-    assert people(pairs.scans)[pairs.row].tolist() == people(again.scans)[again.row].tolist()
-    codes = np.searchsorted(SITES, pairs.scans["site"].to_numpy(dtype=str))
-    for p, (a, b) in enumerate(combinations(range(3), 2)):
-        counts = {site: np.bincount(pairs.bins[codes == site], minlength=20) for site in (a, b)}
-        for side, site in ((2 * p, a), (2 * p + 1, b)):
-            rows = pairs.row[pairs.side == side]
-            assert len(np.unique(rows)) == len(rows)
-            assert (codes[rows] == site).all()
-            assert (np.bincount(pairs.bins[rows], minlength=20) == np.minimum(counts[a], counts[b])).all()
-            assert (whole.side == side).sum() == (codes == site).sum()
-    drawn = [age_matched(scored, SITES, seed=seed)[0].row.tolist() for seed in (1, 2)]
-    assert drawn[0] == pairs.row.tolist() != drawn[1]
+    assert people(pairs.scans).tolist() == people(again.scans).tolist()
+    assert (pairs.member == again.member).all()
+    assert pairs.extent().startswith("mean over 3 pairs of 3 sites, chance 0.5; ")
+    for a, b in permutations(range(3), 2):
+        counts = {site: np.bincount(pairs.bins[pairs.codes == site], minlength=20) for site in (a, b)}
+        taken = pairs.member[:, b].astype(bool) & (pairs.codes == a)
+        assert (np.bincount(pairs.bins[taken], minlength=20) == np.minimum(counts[a], counts[b])).all()
+        assert pairs.sizes()[a, b] == pairs.sizes()[b, a] == taken.sum()
+        assert whole.sizes()[a, b] == (pairs.codes == a).sum()
+    assert not pairs.sizes().diagonal().any()
+    other = age_matched(scored, SITES, seed=2)[0]
+    assert (other.member != pairs.member).any()
 
 
 def test_a_guess_made_from_the_bin_of_age_alone_is_right_in_half():
@@ -100,17 +99,15 @@ def test_a_guess_made_from_the_bin_of_age_alone_is_right_in_half():
 def test_the_accuracy_of_pairs_and_its_shuffles_are_the_mean_of_balanced_accuracies():
     table = unlike(internal=90)
     pairs, _ = age_matched(table[table["split"] == "test_internal"], SITES, seed=1)
-    assert pairs.P == 3
     rng = np.random.default_rng(2)
     scores, weights = rng.normal(size=(len(pairs.scans), 3)), rng.integers(0, 3, len(pairs.scans)).astype(float)
 
     def by_hand(scores, weights):
         each = []
-        for p in range(pairs.P):
-            here = np.flatnonzero(pairs.side // 2 == p)
-            right = [scores[pairs.row[k], pairs.own[k]] > scores[pairs.row[k], pairs.other[k]] for k in here]
-            named = np.where(right, pairs.own[here], pairs.other[here])
-            each.append(balanced_accuracy_score(pairs.own[here], named, sample_weight=weights[pairs.row[here]]))
+        for a, b in combinations(range(3), 2):
+            rows = [i for i, site in enumerate(pairs.codes) for k in (a, b) if site == a + b - k and pairs.member[i, k]]
+            named = [a if scores[i, a] > scores[i, b] else b for i in rows]
+            each.append(balanced_accuracy_score(pairs.codes[rows], named, sample_weight=weights[rows]))
         return np.mean(each)
 
     assert pair_accuracy(pairs, scores)(weights[None])[0] == pytest.approx(by_hand(scores, weights))
@@ -126,8 +123,11 @@ def test_sites_that_differ_in_age_only_are_told_apart_until_age_is_controlled():
     assert found["subset=same_pairs"]["estimate"] > 0.65
     assert found["subset=age_matched"]["low"] < 0.5 < found["subset=age_matched"]["high"]
     assert p[""]["estimate"] < 0.05 < p["subset=age_matched"]["estimate"]
-    assert found["after=nuisance"]["estimate"] < 0.45
-    assert "regressed out by slopes within sites of 240 fitted scans: age, sex, tiv" in found["after=nuisance"]["note"]
+    assert found["after=nuisance term=age, sex, tiv"]["estimate"] < 0.45
+    assert (
+        "regressed out by slopes within sites of 240 fitted scans: age, sex, tiv"
+        in found["after=nuisance term=age, sex, tiv"]["note"]
+    )
 
 
 def test_sites_that_differ_in_their_scanner_stay_visible_at_equal_age_until_they_are_harmonised():
@@ -137,7 +137,7 @@ def test_sites_that_differ_in_their_scanner_stay_visible_at_equal_age_until_they
     found, p = rows_of(result), rows_of(result, "p")
     assert found["subset=age_matched"]["low"] > 0.7
     assert p["subset=age_matched"]["estimate"] == pytest.approx(1 / 51)
-    assert found["after=nuisance"]["estimate"] > 0.7
+    assert found["after=nuisance term=age, sex, tiv"]["estimate"] > 0.7
     plain = evaluate_site(features, table, cohort="demo", config=EVERYTHING, seed=3)
     before = plain.results.iloc[0]["estimate"]
     for how in ("combat", "residual"):
@@ -173,8 +173,8 @@ def test_shuffles_are_kept_and_every_number_has_its_row():
     assert set(shuffles.groupby(["task", "parts"]).size()) == {51}
     accuracy, chance = rows_of(result), rows_of(result, "chance_balanced_accuracy")
     assert set(chance) == {
-        "", "predictor=age", "subset=age_matched", "predictor=age subset=age_matched", "after=nuisance", "after=combat",
-        "after=residual",
+        "", "predictor=age", "subset=age_matched", "predictor=age subset=age_matched",
+        "after=nuisance term=age, sex, tiv", "after=combat", "after=residual",
     }  # fmt: skip
     assert set(accuracy) == set(chance) - {""} | {"subset=same_pairs", "predictor=age subset=same_pairs"}
     first = shuffles[(shuffles["parts"] == "after=combat") & (shuffles["shuffle"] == 0)]["balanced_accuracy"].item()
@@ -213,13 +213,13 @@ def test_broken_covariates_are_rows_with_their_reason_and_the_rest_goes_on():
     table = unlike(120, 60).assign(sex=pd.Series("F", index=range(200), dtype="string"))
     result = controls(ages_only(table), table)
     found = rows_of(result)
-    for part in ("after=nuisance", "after=combat"):
+    for part in ("after=nuisance term=age, sex, tiv", "after=combat"):
         assert "not computed: sex: 120 of 120 fitted scans" in found[part]["note"]
     assert "sex: 120 of 120" in rows_of(result, "mae_years", "age", "test_external")["after=combat"]["note"]
     assert np.isfinite(found["predictor=age"]["estimate"])
     known = unlike(120, 60)
     known.loc[known.index[::10], "tiv_ml"] = np.nan
-    note = rows_of(controls(ages_only(known), known))["after=nuisance"]["note"]
+    note = rows_of(controls(ages_only(known), known))["after=nuisance term=age, sex, tiv"]["note"]
     lost = [known["tiv_ml"].isna()[known["split"] == name].sum() for name in ("train", "test_internal")]
     assert f"left out without them: {lost[0]} fitted and {lost[1]} scored scans" in note
 
