@@ -35,31 +35,44 @@ class CrossFitted(NamedTuple):
     """Out-of-fold; NaN for people of folds whose training part lacks a class."""
 
     probability: np.ndarray  # [n] of class 1, for its share in the whole sample
+    marker: np.ndarray  # [n] what people are ranked by: log odds in units of their sd in the training part
     threshold: float  # that share
     widen: float  # factor of the variance of an AUC of these probabilities, see `shared_training`
     note: str
 
 
-def fit_logistic_path(X: np.ndarray, y: np.ndarray, Cs: Sequence[float], *, max_iter: int = 2000) -> list[Logistic]:
+class Axes(NamedTuple):
+    """Coordinates to minimise in: they decide how fast a fit is and not what it finds."""
+
+    variances: np.ndarray  # [r]
+    directions: np.ndarray  # [D, r]
+
+
+def fit_logistic_path(
+    X: np.ndarray,
+    y: np.ndarray,
+    Cs: Sequence[float],
+    *,
+    axes: Axes | None = None,
+    max_iter: int = 2000,
+) -> list[Logistic]:
     """Minimise C sum log loss + |w|^2 / 2 on features standardised over these rows, for each C in order.
 
     X float [n, D], y [n] of 0 and 1, both present. The objective of scikit-learn's LogisticRegression after a
-    StandardScaler; minimised as in `softmax` along the principal axes, each divided by its curvature, with one weight
-    vector for two classes. Features that are constant up to rounding have a weight of 0.
+    StandardScaler; minimised as in `softmax` along principal axes, each divided by its curvature, with one weight
+    vector for two classes. `axes` may be those of other rows of the same features, all D of them. Features that are
+    constant up to rounding have a weight of 0.
     """
-    mean, sd = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
-    varying = sd > _ROUNDING * np.abs(X).max(axis=0)
-    Z = np.asarray(X[:, varying], dtype=np.float64)
-    Z = (Z - mean[varying]) / sd[varying]
+    Z, mean, sd = _standardised(X)
+    variances, directions = axes or _principal_axes(Z)
     n, share = len(y), float(y.mean())
-    variances, axes = _principal_axes(Z)  # [r], [D, r]
     weights, intercept, models = np.zeros(len(variances)), float(logit(share)), []
     for C in Cs:
-        scale = 1 / np.sqrt(share * (1 - share) * variances / n + 1 / (C * n))
-        flat, converged = _minimise(Z, y, axes * scale, scale, np.append(weights / scale, intercept), C, max_iter)
+        scale = 1 / np.sqrt(share * (1 - share) * variances + 1 / (C * n))
+        start = np.append(weights / scale, intercept)
+        flat, converged = _minimise(Z, y, directions * scale, start, scale**2 / (C * n), max_iter)
         weights, intercept = flat[:-1] * scale, float(flat[-1])
-        coef = np.zeros(X.shape[1])
-        coef[varying] = (axes @ weights) / sd[varying]
+        coef = (directions @ weights) / sd
         models.append(Logistic(coef, intercept - float(mean @ coef), converged))
     return models
 
@@ -75,16 +88,22 @@ def cross_fit(X: np.ndarray, y: np.ndarray, fold: np.ndarray, labelled: np.ndarr
     by fold: log odds are moved from the share in the training part to that of the whole sample (Saerens et al. 2002).
     """
     paths: dict[bytes, list[Logistic]] = {}
+    taking_part = fold >= 0
+    wide = int(taking_part.sum()) <= X.shape[1]
+    common = None if wide else _principal_axes(_standardised(X[taking_part])[0])
+
+    def fit(rows: np.ndarray, Cs: Sequence[float]) -> list[Logistic]:
+        axes = common if rows.sum() > X.shape[1] else None  # fewer people span fewer axes, other ones
+        return fit_logistic_path(X[rows], y[rows], Cs, axes=axes)
 
     def path_of(rows: np.ndarray) -> list[Logistic]:
         key = np.packbits(rows).tobytes()
         if key not in paths:
-            paths[key] = fit_logistic_path(X[rows], y[rows], PENALTIES)
+            paths[key] = fit(rows, PENALTIES)
         return paths[key]
 
-    taking_part = fold >= 0
     threshold = float(y[taking_part].mean())
-    log_odds, chosen, converged = np.full(len(y), np.nan), [], True
+    log_odds, marker, chosen, converged = np.full(len(y), np.nan), np.full(len(y), np.nan), [], True
     models: list[tuple[np.ndarray, Logistic]] = []
     for held_out in np.unique(fold[taking_part]):
         train = labelled & taking_part & (fold != held_out)
@@ -96,13 +115,15 @@ def cross_fit(X: np.ndarray, y: np.ndarray, fold: np.ndarray, labelled: np.ndarr
                 losses += [_log_loss(y[inner_test], _log_odds(m, X[inner_test])) for m in path_of(inner_train)]
                 inner += 1
         C = PENALTIES[int(np.argmin(losses)) if inner else len(PENALTIES) // 2]
-        (model,) = fit_logistic_path(X[train], y[train], [C])
+        (model,) = fit(train, [C])
         here = fold == held_out
         log_odds[here] = _log_odds(model, X[here]) - logit(y[train].mean()) + logit(threshold)
+        known = X[train] @ model.coef
+        marker[here] = (X[here] @ model.coef - known.mean()) / (known.std() or 1.0)
         chosen.append(C)
         converged &= model.converged
         models.append((train, model))
-    return CrossFitted(expit(log_odds), threshold, shared_training(X, models), _fit_note(chosen, converged))
+    return CrossFitted(expit(log_odds), marker, threshold, shared_training(X, models), _fit_note(chosen, converged))
 
 
 def fittable(y: np.ndarray) -> bool:
@@ -152,30 +173,44 @@ def _inner_folds(
         yield train & (inner != held_out), train & (inner == held_out)
 
 
-def _principal_axes(Z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of squares [r] along the principal axes [D, r] of centred rows [n, D]."""
+def _standardised(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows [n, D] of mean 0 and sd 1, the means [D] and the sds [D]; infinite, which gives 0, where all is constant."""
+    mean = X.mean(axis=0, dtype=np.float64)
+    Z = X - mean
+    sd = np.sqrt(np.einsum("nd,nd->d", Z, Z) / len(Z))
+    sd = np.where(sd > _ROUNDING * np.maximum(np.abs(X.max(axis=0)), np.abs(X.min(axis=0))), sd, np.inf)
+    Z /= sd
+    return Z, mean, sd
+
+
+def _principal_axes(Z: np.ndarray) -> Axes:
     if len(Z) <= Z.shape[1]:
         _, s, Vt = np.linalg.svd(Z, full_matrices=False)
-        return s**2, Vt.T
-    variances, axes = np.linalg.eigh(Z.T @ Z)
-    return np.maximum(variances, 0.0), axes
+        return Axes(s**2 / len(Z), Vt.T)
+    variances, directions = np.linalg.eigh(Z.T @ Z / len(Z))
+    return Axes(np.maximum(variances, 0.0), directions)
 
 
 def _minimise(
-    Z: np.ndarray, y: np.ndarray, axes: np.ndarray, scale: np.ndarray, start: np.ndarray, C: float, max_iter: int
+    Z: np.ndarray,
+    y: np.ndarray,
+    along: np.ndarray,
+    start: np.ndarray,
+    ridge: np.ndarray,
+    max_iter: int,
 ) -> tuple[np.ndarray, bool]:
-    """Scaled weights along `axes` [D, r] and the intercept, [r + 1]."""
-    n, ridge = len(y), scale**2 / (C * len(y))
+    """Weights along the scaled axes `along` [D, r] and the intercept, [r + 1]; `ridge` [r] penalises the former."""
+    n = len(y)
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        margins = Z @ (axes @ flat[:-1]) + flat[-1]
+        margins = Z @ (along @ flat[:-1]) + flat[-1]
         loss = float((np.logaddexp(0.0, margins) - y * margins).mean() + 0.5 * (ridge * flat[:-1] ** 2).sum())
         wrong = (expit(margins) - y) / n
-        return loss, np.append(axes.T @ (Z.T @ wrong) + ridge * flat[:-1], wrong.sum())
+        return loss, np.append(along.T @ (Z.T @ wrong) + ridge * flat[:-1], wrong.sum())
 
     options = {"maxiter": max_iter, "maxfun": 2 * max_iter, "gtol": _GRADIENT_TOLERANCE, "ftol": 0.0, "maxls": 50}
     result = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
-    return result.x, bool(np.abs(objective(result.x)[1]).max() <= _GRADIENT_TOLERANCE)
+    return result.x, bool(np.abs(result.jac).max() <= _GRADIENT_TOLERANCE)
 
 
 def _log_odds(model: Logistic, X: np.ndarray) -> np.ndarray:

@@ -57,7 +57,7 @@ class _Arm(NamedTuple):
 
 
 class _Scored(NamedTuple):
-    """`marker` [n] is what ROC and PR rank by: the gap itself, else the probability."""
+    """`marker` [n] is what ROC and PR rank by: the gap itself, a probe's scaled log odds, a network's probability."""
 
     marker: np.ndarray
     fitted: CrossFitted
@@ -153,7 +153,7 @@ def _predict(
 
 def _from_features(arm: _Arm, X: np.ndarray, note: str, seed: int) -> _Scored:
     fitted = cross_fit(X, arm.pair.truth.astype(np.float64), arm.folds.fold, arm.labelled, seed)
-    return _Scored(fitted.probability, fitted, "; ".join(phrase for phrase in (note, fitted.note) if phrase))
+    return _Scored(fitted.marker, fitted, "; ".join(phrase for phrase in (note, fitted.note) if phrase))
 
 
 def _from_network(arm: _Arm, fit_predict: FitPredict, name: str, seed: int) -> _Scored:
@@ -168,8 +168,9 @@ def _from_network(arm: _Arm, fit_predict: FitPredict, name: str, seed: int) -> _
                 f"shape {scores.shape} and {int((~((scores >= 0) & (scores <= 1))).sum())} that are none"
             )
         probability[test] = scores
-    fitted = CrossFitted(probability, float(truth[arm.folds.fold >= 0].mean()), 2.0, "")
-    return _Scored(probability, fitted, "as the network gives them")
+    # How far the fold networks agree is not known, so that they get the widest interval.
+    fitted = CrossFitted(probability, probability, float(truth[fold >= 0].mean()), 2.0, "")
+    return _Scored(probability, fitted, "ranked by probability")
 
 
 def _age_and_sex(table: pd.DataFrame) -> tuple[np.ndarray, str]:
@@ -332,5 +333,5 @@ def _no_interval(found: Interval) -> str:
 
 
 def _no_slope(found: Interval) -> str:
-    why = "not computed: probabilities are all equal, or tell the classes apart without an error"
+    why = "not computed: probabilities hardly vary, or tell the classes apart without an error"
     return why if np.isnan(found.estimate) else ""

@@ -18,6 +18,7 @@ from brainage.statistics.bootstrap import Interval, replicates
 
 GRID = np.linspace(0.0, 1.0, 101)
 _LEAST_PROBABILITY = 1e-6  # probabilities are kept this far from 0 and 1 before their log odds are taken
+_LEAST_SPREAD = 0.05  # sd of log odds below which a slope on them says nothing: about a hundredth in probability
 _NEWTON_STEPS = 50
 
 CurvePoints = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -143,8 +144,8 @@ def delong_interval(area: float, variance: float, level: float = 0.95) -> Interv
 
     No interval where the classes are told apart without an error (or always wrongly): the variance is 0 there.
 
-    >>> delong_interval(0.8, 0.0025).low.round(3), delong_interval(1.0, 0.0).low
-    (np.float64(0.684), nan)
+    >>> round(delong_interval(0.8, 0.0025).low, 3), delong_interval(1.0, 0.0).low
+    (0.684, nan)
     """
     if not np.isfinite(variance) or variance <= 0 or not 0 < area < 1:
         return Interval(float(area), np.nan, np.nan)
@@ -179,14 +180,14 @@ def calibration(truth: np.ndarray, probabilities: np.ndarray, level: float = 0.9
     """Logistic recalibration of probabilities [n]: log odds of truth = intercept + slope x log odds of the probability.
 
     Perfect are slope 1 and intercept 0; a slope below 1 means too extreme probabilities (Cox 1958; Steyerberg 2019,
-    section 15.2). Maximum likelihood with Wald intervals. NaN where the probabilities are all equal, one class is
-    absent, or the classes are told apart without an error (no finite maximum).
+    section 15.2). Maximum likelihood with Wald intervals. NaN where the log odds hardly vary (sd below
+    0.05), one class is absent, or the classes are told apart without an error (no finite maximum).
     """
     x = logit(np.clip(probabilities, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY))
     y = np.asarray(truth, dtype=np.float64)
     nothing = Calibration(Interval(np.nan, np.nan, np.nan), Interval(np.nan, np.nan, np.nan))
     separable = len(np.unique(y)) < 2 or x[y == 1].min() >= x[y == 0].max() or x[y == 1].max() <= x[y == 0].min()
-    if separable or np.ptp(x) < 1e-9:
+    if separable or x.std() < _LEAST_SPREAD:
         return nothing
     design, centre, spread = np.column_stack([np.ones_like(x), (x - x.mean()) / x.std()]), x.mean(), x.std()
     found = _newton(design, y)
