@@ -7,7 +7,8 @@ features.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -25,6 +26,7 @@ from brainage.pretraining.compiled import Compiled
 from brainage.pretraining.gather import mean_over_ranks
 from brainage.pretraining.group import highest
 from brainage.pretraining.optimisation import build_optimiser, rate_factor
+from brainage.runtime.precision import exact_products
 
 
 class Normaliser(nn.Module):
@@ -165,7 +167,7 @@ class PretrainingModule(L.LightningModule, ABC):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         trunk = self.trunk(batch, self.accumulation.number(self.global_step, batch_idx))
-        with torch.autocast(self.device.type, enabled=False):  # losses in float32 whatever the encoder's precision
+        with self._full_precision():  # losses in float32 whatever the encoder's precision
             loss, seen = self.loss_of(trunk.float(), batch)
         self.outputs = {"loss": mean_over_ranks(loss.detach()), **seen}
         # Lightning divides by `together`, also at the end of an epoch, where fewer batches are left
@@ -177,9 +179,14 @@ class PretrainingModule(L.LightningModule, ABC):
             trunk = self.trunk(batch, step=0)  # the same views at every validation
         else:  # a last batch of fewer scans than ranks
             trunk = torch.empty((0, self.encoder.features), device=self.device)
-        with torch.autocast(self.device.type, enabled=False):
+        with self._full_precision():
             loss, seen = self.loss_of(trunk.float(), batch)
         self.validation.append({"loss": mean_over_ranks(loss), **seen})
+
+    @contextmanager
+    def _full_precision(self) -> Iterator[None]:
+        with torch.autocast(self.device.type, enabled=False), exact_products():
+            yield
 
     def validation_metrics(self) -> dict[str, float]:
         """Numbers of the validation that just ended, equal on all ranks and for any number of them."""

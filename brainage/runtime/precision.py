@@ -9,6 +9,8 @@ Shapes: N samples, C channels in, K channels out, X Y Z voxels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from brainage.errors import ConfigError
@@ -36,6 +38,20 @@ def set_tf32(allowed: bool, device: torch.device) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
     if allowed and device.type != "cuda":
         warn(f"trainer.tf32=true: no effect on {device.type}, which computes in full fp32")
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Matrix products in full fp32 within, whatever `set_tf32` allowed: a similarity that is divided by a temperature
+    of 0.1 would carry ten times TF32's error of 1e-3."""
+    import torch
+
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def guard_precision(precision: str, device: torch.device, shape: tuple[int, ...] = SMALL_BLOCK) -> None:

@@ -93,6 +93,21 @@ def test_tf32_is_set_both_ways_whatever_it_was(tf32, capsys, allowed):
     assert ("trainer.tf32=true: no effect on cpu" in said.replace("\n", " ")) == allowed
 
 
+def test_losses_are_exact_where_networks_may_round(tf32, monkeypatch):
+    module = module_of("trainer.tf32=true")
+    set_tf32(True, torch.device("cuda"))
+    seen, loss = [], module.loss
+
+    def note(*arguments, **options):
+        seen.append(tf32())
+        return loss(*arguments, **options)
+
+    monkeypatch.setattr(module, "loss", note)
+    module.training_step(volumes(), 0)
+    assert seen == [(False, True)]
+    assert tf32() == (True, True)
+
+
 def test_nothing_is_said_of_tf32_on_a_gpu(tf32, capsys):
     set_tf32(True, torch.device("cuda"))
     assert capsys.readouterr().err == ""
