@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,7 @@ import numpy as np
 from brainage.data.table import PERSON
 from brainage.downstream.results import EDGE, SCORED
 from brainage.losses.names import CONTRASTIVE_NAMES
+from brainage.reporting.evaluations import Evaluation
 from brainage.reporting.run_folder import RunFolder
 from brainage.reporting.style import SPLIT_NAMES
 from brainage.reporting.tables import (
@@ -24,6 +25,7 @@ from brainage.reporting.tables import (
     model_name,
     models,
 )
+from brainage.reporting.task_findings import task_findings
 
 SMALL_TEST = 30  # people
 LARGE_DROPPED_SHARE = 0.05
@@ -39,9 +41,10 @@ class Finding:
     text: str
 
 
-def findings(run: RunFolder) -> list[Finding]:
-    """All findings of a run, severe ones first."""
+def findings(run: RunFolder, evaluations: Sequence[Evaluation] = ()) -> list[Finding]:
+    """All findings of a run and of the cohorts that it was judged on, severe ones first."""
     every = [finding for check in CHECKS for finding in check(run)]
+    every += [Finding(*found) for evaluation in evaluations for found in task_findings(run, evaluation)]
     return sorted(every, key=lambda finding: finding.level != "severe")
 
 

@@ -94,28 +94,6 @@ GLOSSARY = [
     Definition("Effective rank", "How many directions the embedding uses: exp of the entropy of its singular values."),
     Definition("95 % interval", "Percentile bootstrap over people; it does not include the luck of the training seed."),
 ]
-REFERENCES = [
-    Reference(
-        "Barbano C. A., Dufumier B., Duchesnay E., Grangetto M., Gori P. (2025). Robust brain age estimation from "
-        "structural MRI with contrastive learning. arXiv 2507.01794.",
-        "https://arxiv.org/abs/2507.01794",
-    ),
-    Reference(
-        "Barbano C. A., Dufumier B., Duchesnay E., Grangetto M., Gori P. (2023). Contrastive learning for regression "
-        "in multi-site brain age prediction. ISBI 2023. arXiv 2211.08326.",
-        "https://arxiv.org/abs/2211.08326",
-    ),
-    Reference(
-        "Dufumier B. et al. (2021). Contrastive learning with continuous proxy meta-data for 3D MRI classification. "
-        "MICCAI 2021.",
-        "https://arxiv.org/abs/2106.08808",
-    ),
-    Reference(
-        "Dufumier B. et al. (2022). OpenBHB: a large-scale multi-site brain MRI data-set for age prediction and "
-        "debiasing. NeuroImage 263, 119637.",
-        "https://doi.org/10.1016/j.neuroimage.2022.119637",
-    ),
-]
 
 
 def methods(run: RunFolder) -> list[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -13,6 +13,9 @@ from brainage.reporting.run_folder import RunFolder
 from brainage.reporting.style import save_figure
 from brainage.reporting.table_files import write_table
 from brainage.reporting.tables import Table
+
+if TYPE_CHECKING:
+    from brainage.reporting.evaluations import Evaluation
 
 
 class Drawn(NamedTuple):
@@ -27,7 +30,8 @@ class Drawn(NamedTuple):
 class Block(NamedTuple):
     """A piece of a section, of a kind that the template knows.
 
-    Kinds: text, missing, table, figures, code, facts, terms, references.
+    Kinds: text, missing, table, figures, code, facts, terms, references, heading (its content is an address),
+    contents (addresses and titles), checklist.
     """
 
     kind: str
@@ -59,9 +63,10 @@ class Canvas:
 class Page(Canvas):
     """A run and the page about it."""
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunFolder, evaluations: Sequence[Evaluation] = (), study: Path | None = None) -> None:
         super().__init__(run.path)
-        self.run = run
+        self.run, self.evaluations, self.study = run, list(evaluations), study
+        self.parts: dict[str, list[tuple[str, str]]] = {}  # of cohorts' sections built so far: name -> address, title
 
     def missing(self, what: str, how: str = "") -> Block:
         """A note in the place of what is not there, with the command that makes it."""

@@ -8,7 +8,7 @@ import pandas as pd
 from brainage.downstream.results import FEWEST_PEOPLE
 from brainage.imaging.quality import unjudged
 from brainage.imaging.quality_limits import PUBLISHED, Limit, computed_limits
-from brainage.reporting.tables import Table
+from brainage.reporting.tables import Cell, Table
 
 NAMES = {
     "qc_coverage": "Coverage of the brain mask", "qc_outside": "Signal outside the mask",
@@ -34,7 +34,8 @@ def quality_sheet(table: pd.DataFrame, quality: pd.DataFrame | None) -> Table | 
         return None
     data = pd.DataFrame(rows)
     shown = pd.DataFrame({
-        "Measure": data["name"], "Column": "`" + data["column"] + "`", "Scans": data["scans"].map(str),
+        "Measure": [Cell(name, (column,)) for name, column in zip(data["name"], data["column"], strict=True)],
+        "Scans": data["scans"].map(str),
         "Median": data["median"].map(_number), "5–95 %": [
             f"{_number(low)} to {_number(high)}" if np.isfinite(low) else "–"
             for low, high in zip(data["p05"], data["p95"], strict=True)
@@ -42,7 +43,7 @@ def quality_sheet(table: pd.DataFrame, quality: pd.DataFrame | None) -> Table | 
         "Accepted": [_accepted(low, high) for low, high in zip(data["low"], data["high"], strict=True)],
         "Beyond": ["–" if pd.isna(n) else f"{n:.0f}" for n in data["flagged"]],
     })  # fmt: skip
-    return Table("quality", "Quality of the scans", data, shown, _note(quality), words=("Column",))
+    return Table("quality", "Quality of the scans", data, shown, _note(quality))
 
 
 def _note(quality: pd.DataFrame | None) -> str:

@@ -12,10 +12,12 @@ from markupsafe import Markup, escape
 from brainage import __version__
 from brainage.data.table import SPLITS, write_atomically
 from brainage.downstream.results import CHANCE, INTERNAL, SCORED
+from brainage.reporting.evaluations import read_evaluations
 from brainage.reporting.findings import findings
 from brainage.reporting.methods import encoder_name
+from brainage.reporting.page import Page
 from brainage.reporting.run_folder import RunFolder, read_run
-from brainage.reporting.sections import SECTIONS, Page
+from brainage.reporting.sections import sections
 from brainage.reporting.style import SPLIT_NAMES
 from brainage.reporting.tables import (
     BOTH_TESTS,
@@ -29,21 +31,29 @@ from brainage.reporting.tables import (
     model_name,
 )
 
-MATHEMATICS = {"L^exp": "L<sup>exp</sup>", "L_c": "L<sub>c</sub>", "BAcc^0.3": "BAcc<sup>0.3</sup>"}
+MATHEMATICS = {
+    "L^exp": "L<sup>exp</sup>",
+    "L^thr": "L<sup>thr</sup>",
+    "L_c": "L<sub>c</sub>",
+    "BAcc^0.3": "BAcc<sup>0.3</sup>",
+}
 
 
-def write_report(run_folder: Path) -> Path:
-    """Write report.html, figures/*.svg and .png, and tables/*.csv and .tex into a run folder; gives the page's path.
+def write_report(run_folder: Path, study: Path | None = None) -> Path:
+    """Write report.html, figures/*.svg, .png and .pdf, and tables/*.csv and .tex into a run folder; gives the page's
+    path. Figures and tables of another cohort go into its folder in RUN/evaluations; `study` is a study's folder, whose
+    results are shown beside the run's.
 
     What is not there yet (journal, results, predictions, embeddings) is named in its place with the command that makes
     it. Raises DataError when the folder or its config.yaml is not there, or a file in it is not readable.
     """
     run = read_run(run_folder)
-    page = Page(run)
-    built = [(section, section.build(page)) for section in SECTIONS]
+    evaluations = read_evaluations(run)
+    page = Page(run, evaluations, study)
+    built = [(section, section.build(page)) for section in sections(page)]
     text = page_environment().get_template("report.html.j2").render(
-        title=_title(run), run=run, facts=_facts(run), tiles=_tiles(run), findings=findings(run), sections=built,
-        checked=_checked(run), version=__version__,
+        title=_title(run), run=run, facts=_facts(run), tiles=_tiles(run), findings=findings(run, evaluations),
+        sections=built, checked=_checked(run), version=__version__,
     )  # fmt: skip
     path = run.path / "report.html"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -8,11 +8,15 @@ import pandas as pd
 from brainage.downstream.results import SCORED
 from brainage.reporting import figures
 from brainage.reporting.age_errors import age_errors
+from brainage.reporting.checklist import answered
+from brainage.reporting.cohort_sections import cohort_section
 from brainage.reporting.data_sheet import data_sheet
 from brainage.reporting.embedding_map import embedding_map
-from brainage.reporting.methods import GLOSSARY, REFERENCES, methods
+from brainage.reporting.methods import methods
 from brainage.reporting.page import Block, Drawn, Page, Section
+from brainage.reporting.references import glossary, references
 from brainage.reporting.reproduce import reproduce
+from brainage.reporting.scaling_section import scaling
 from brainage.reporting.style import ACCENT, SPLIT_NAMES
 from brainage.reporting.tables import (
     MAE,
@@ -24,6 +28,7 @@ from brainage.reporting.tables import (
     model_name,
     models,
 )
+from brainage.reporting.task_methods import task_methods
 
 
 def results(page: Page) -> list[Block]:
@@ -105,7 +110,7 @@ def cohort(page: Page) -> list[Block]:
 
 def said(page: Page) -> list[Block]:
     """The methods in words."""
-    return [Block("text", paragraph) for paragraph in methods(page.run)]
+    return [Block("text", paragraph) for paragraph in [*methods(page.run), *task_methods(page.run, page.evaluations)]]
 
 
 def again(page: Page) -> list[Block]:
@@ -118,9 +123,41 @@ def again(page: Page) -> list[Block]:
     ]
 
 
+def checklist(page: Page) -> list[Block]:
+    """What a paper must report and where it is here; to be built after the others."""
+    there = {section.anchor: section.title for section in SECTIONS if _shows(page, section.anchor)}
+    lead = (
+        "After TRIPOD+AI (Collins et al. 2024), in other words: where each topic is answered on this page, and "
+        "what only "
+        "the authors can add. It is no proof of good reporting."
+    )
+    return [Block("text", lead), Block("checklist", answered(there, page.parts))]
+
+
+def _shows(page: Page, anchor: str) -> bool:
+    """Whether a section has what it is about and not a note that it is missing."""
+    run = page.run
+    needs = {
+        "results": run.results is not None, "errors": run.evaluated is not None, "cohort": run.table is not None,
+        "training": not run.journal.empty,
+    }  # fmt: skip
+    return needs.get(anchor, True)
+
+
 def words(page: Page) -> list[Block]:
     """Glossary and references."""
-    return [Block("terms", GLOSSARY, "Glossary"), Block("references", REFERENCES, "References")]
+    return [
+        Block("terms", glossary(page.evaluations), "Glossary"),
+        Block("references", references(page.run, page.evaluations), "References"),
+    ]
+
+
+def sections(page: Page) -> list[Section]:
+    """The sections of a run's page: SECTIONS, with one for each cohort judged after the run's own errors."""
+    judged = [cohort_section(evaluation) for evaluation in page.evaluations]
+    size = [Section("scaling", "Study", scaling)] if page.study else []
+    place = [section.anchor for section in SECTIONS].index("errors") + 1
+    return [*SECTIONS[:place], *judged, *size, *SECTIONS[place:]]
 
 
 SECTIONS = [
@@ -131,5 +168,6 @@ SECTIONS = [
     Section("cohort", "Cohort", cohort),
     Section("methods", "Methods", said),
     Section("reproduce", "Reproduce", again),
+    Section("checklist", "Checklist", checklist),
     Section("words", "Glossary and references", words),
 ]

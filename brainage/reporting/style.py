@@ -15,6 +15,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.patheffects import Normal
+from matplotlib.text import Text
 
 ACCENT = "#0072B2"
 INK, MUTED, GRID = "#1f2933", "#66727f", "#e3e7eb"
@@ -52,13 +54,17 @@ def styled(function: Callable[P, R]) -> Callable[P, R]:
 
 @styled
 def save_figure(figure: Figure, stem: Path) -> str:
-    """Write `stem`.svg and `stem`.png; gives the SVG as a data URI. Equal figures give equal bytes."""
+    """Write `stem`.svg, .png and .pdf; gives the SVG as a data URI. Equal figures give equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", dpi=RASTER_DPI, metadata={"Date": None, "Creator": None})
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_name(stem.name + ".svg").write_bytes(buffer.getvalue())
     figure.set_layout_engine("none")  # keeps the places found for the SVG
     figure.savefig(stem.with_name(stem.name + ".png"), dpi=160, metadata={"Software": None})
+    for letters in figure.findobj(Text):
+        letters.set_path_effects([Normal()])  # drawn as outlines, as in the SVG
+    undated = {"CreationDate": None, "Creator": None, "Producer": None}
+    figure.savefig(stem.with_name(stem.name + ".pdf"), dpi=RASTER_DPI, metadata=undated)
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -68,7 +74,9 @@ def names(text: str) -> str:
     >>> names("L^exp")
     '$L^{exp}$'
     """
-    return text.replace("L^exp", "$L^{exp}$").replace("L_c", "$L_c$").replace("R^2", "$R^2$")
+    return (
+        text.replace("L^exp", "$L^{exp}$").replace("L^thr", "$L^{thr}$").replace("L_c", "$L_c$").replace("R^2", "$R^2$")
+    )
 
 
 def plain(name: str, most: int = 16) -> str:

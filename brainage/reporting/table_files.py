@@ -41,6 +41,6 @@ def escape_latex(text: str) -> str:
     >>> escape_latex("L^exp: 5 % of site_1")
     '$L^{\\mathrm{exp}}$: 5 \\% of site\\_1'
     """
-    mathematics = {"L^exp": r"$L^{\mathrm{exp}}$", "L_c": "$L_c$"}
-    pieces = re.split(r"(L\^exp|L_c)", text)
+    mathematics = {"L^exp": r"$L^{\mathrm{exp}}$", "L^thr": r"$L^{\mathrm{thr}}$", "L_c": "$L_c$"}
+    pieces = re.split(r"(L\^(?:exp|thr)|L_c)", text)
     return "".join(mathematics.get(piece) or "".join(LATEX.get(c, c) for c in piece) for piece in pieces)

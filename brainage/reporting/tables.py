@@ -23,7 +23,8 @@ BOTH_TESTS = "+".join(SCORED)
 BASELINES = ("untrained", "pca_ridge", "ridge")
 SEEDLESS = ("pca_ridge", "ridge", MEAN_PREDICTOR)  # nothing in them is drawn at random
 MODEL_NAMES = {
-    "exp": "L^exp", "yaware": "y-Aware", "infonce": "InfoNCE", "supcon": "SupCon",
+    "exp": "L^exp", "thr": "L^thr", "rnc": "Rank-N-Contrast", "yaware": "y-Aware", "infonce": "InfoNCE",
+    "supcon": "SupCon",
     "l1": "L1, supervised", "l2": "L2, supervised", "huber": "Huber, supervised",
     "untrained": "Untrained encoder", "pca_ridge": "PCA + ridge", "ridge": "Ridge on raw values",
     "mean_predictor": "Mean predictor",

@@ -1,0 +1,156 @@
+"""Parts of a cohort's section: how much of the site is left, and whether errors are the same for everybody."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from brainage.downstream.results import CHANCE
+from brainage.reporting import figures
+from brainage.reporting.evaluations import NUMBER, Evaluation
+from brainage.reporting.page import Block, Drawn
+from brainage.reporting.style import ACCENT, MUTED, plain
+from brainage.reporting.task_tables import Column, enough, parts_table, split_name
+
+AFTER = {"combat": "after ComBat", "residual": "after removing site means", "": "as it is"}
+SUBSETS = {"age_matched": "age-matched people", "": ""}
+READ_FROM = {"age": "age alone", "": "embedding"}
+KINDS = {"sex": "Sex", "band": "Age band", "site": "Site"}
+MOST_ROWS_DRAWN = 30
+
+
+def site(evaluation: Evaluation) -> list[Block]:
+    """What the site is read from and how well, with chance; and what harmonisation costs in age error."""
+    rows = evaluation.rows("site")
+    canvas = evaluation.canvas
+    if evaluation.own and not _controlled(rows):
+        return []  # the headline table says it all
+    blocks = []
+    drawn = _site_figure(evaluation, rows)
+    if drawn:
+        blocks.append(Block("figures", [drawn]))
+    controls = {
+        "predictor": "Read from",
+        "after": "Harmonised",
+        "subset": "People",
+        "probe": "Probe",
+        "term": "Removed",
+    }
+    table = parts_table(
+        "site", "Reading the site", rows, controls, [Column("balanced_accuracy", "Balanced accuracy (%)", 1, 100)],
+        note="Lower is better, down to chance. Age alone shows how far sites differ in who came to them.",
+        names={
+            "predictor": lambda name: READ_FROM.get(name, name), "after": lambda name: AFTER.get(name, name),
+            "subset": lambda name: SUBSETS.get(name, name) or "all", "term": lambda name: name or "nothing",
+            "probe": lambda name: name or "converged",
+        },
+    )  # fmt: skip
+    ages = evaluation.rows("age", "mae_years")
+    after = parts_table(
+        "age_after", "Age error after harmonisation", ages[(ages["probe"] == "") & (ages["ages"] == "")],
+        {"after": "Harmonised", "term": "Removed"}, [Column("mae_years", "MAE (years)")],
+        names={"after": lambda name: AFTER.get(name, name), "term": lambda name: name or "nothing"},
+    )  # fmt: skip
+    blocks += [canvas.table(table)] if table else []
+    return blocks + ([canvas.table(after)] if after and (ages["after"] != "").any() else [])
+
+
+def chance_rows(evaluation: Evaluation) -> pd.DataFrame:
+    """The rows of guessing the site, of the whole cohort first."""
+    if evaluation.results is None:
+        return pd.DataFrame(columns=[*NUMBER, "estimate", "low", "high", "n", "note", "model"])
+    rows = evaluation.results
+    rows = rows[(rows["task"] == "site") & (rows["model"] == CHANCE) & rows["estimate"].notna()]
+    return rows.sort_values("subset", kind="stable")
+
+
+def _controlled(rows: pd.DataFrame) -> bool:
+    return bool((rows[["predictor", "after", "subset", "term", "probe"]] != "").any(axis=None))
+
+
+def _site_figure(evaluation: Evaluation, rows: pd.DataFrame) -> Drawn | None:
+    rows = enough(rows[rows["metric"] == "balanced_accuracy"]).dropna(subset=["low", "high"])
+    if rows.empty:
+        return None
+    names = [_named(row, several=rows["split"].nunique() > 1) for row in rows.to_dict("records")]
+    colours = [MUTED if predictor == "age" else ACCENT for predictor in rows["predictor"]]
+    dots = _scaled(rows.assign(name=names))
+    chance = chance_rows(evaluation)
+    whole = float(100 * chance["estimate"].iloc[0]) if len(chance) else np.nan
+    shuffled = chance[(chance["subset"] == "") & chance["low"].notna()]
+    if len(shuffled):
+        dots = pd.concat([dots, _scaled(shuffled.head(1).assign(name="sites shuffled"))], ignore_index=True)
+        colours.append(MUTED)
+    figure = figures.dots_with_intervals(
+        dots, xlabel="balanced accuracy (%), 95 % interval", title="Reading the site", colours=colours,
+        reference=whole, reference_name="chance" if np.isfinite(whole) else "",
+    )  # fmt: skip
+    told = "; ".join(f"{name} {value:.0f} %" for name, value in zip(dots["name"], dots["estimate"], strict=True))
+    against = f" Chance is {whole:.0f} %." if np.isfinite(whole) else ""
+    return evaluation.canvas.draw(
+        "site_accuracy", figure, alt=f"Balanced accuracy of reading the site: {told}.{against}"
+    )
+
+
+def _named(row: dict[str, str], *, several: bool) -> str:
+    told = [
+        READ_FROM.get(row["predictor"], row["predictor"]),
+        AFTER.get(row["after"], row["after"]) if row["after"] else "",
+        SUBSETS.get(row["subset"], row["subset"]), f"{row['probe']} probe" if row["probe"] else "",
+        f"without {row['term']}" if row["term"] else "", split_name(row["split"]) if several else "",
+    ]  # fmt: skip
+    return "\n".join(filter(None, [told[0], ", ".join(filter(None, told[1:]))]))
+
+
+def _scaled(rows: pd.DataFrame) -> pd.DataFrame:
+    found = rows[["name", "estimate", "low", "high"]].copy()
+    found[["estimate", "low", "high"]] *= 100
+    return found
+
+
+def fairness(evaluation: Evaluation) -> list[Block]:
+    """Errors by sex, age and site, and how far the best and the worst served are apart."""
+    rows, canvas = evaluation.rows("fairness"), evaluation.canvas
+    if rows.empty:
+        return []
+    rows = rows.assign(kind="", part="")
+    for kind, name in KINDS.items():
+        there = rows[kind] != ""
+        rows.loc[there, "kind"], rows.loc[there, "part"] = name, rows.loc[there, kind]
+    drawn = [figure for kind in KINDS.values() if (figure := _fair_figure(evaluation, rows, kind))]
+    apart = rows[rows["metric"] == "mae_gap_years"].copy()
+    apart["of"] = [_kind_of(row) for row in apart.to_dict("records")]
+    gaps = parts_table(
+        "fairness_gap", "Largest minus smallest MAE", apart, {"of": "Between"}, [Column("mae_gap_years", "Years")]
+    )
+    table = parts_table(
+        "fairness", "Errors by subgroup", rows, {"kind": "By", "part": "Subgroup"},
+        [Column("mae_years", "MAE (years)"), Column("bias_years", "Mean error (years)", sign=True)],
+    )  # fmt: skip
+    blocks = [Block("figures", drawn)] if drawn else []
+    blocks += [canvas.table(gaps)] if gaps else []
+    return blocks + ([canvas.table(table, folded=True)] if table else [])
+
+
+def _kind_of(row: dict[str, str]) -> str:
+    """Between whom: the part's name, or which kind of part the note's first phrase is of."""
+    for kind, name in KINDS.items():
+        if row[kind]:
+            return f"{name.lower()}s" if row[kind] in ("", "all") else f"{name.lower()}: {row[kind]}"
+    return row["subset"] or row["term"] or "all"
+
+
+def _fair_figure(evaluation: Evaluation, rows: pd.DataFrame, kind: str) -> Drawn | None:
+    found = enough(rows[(rows["kind"] == kind) & (rows["metric"] == "mae_years")]).dropna(subset=["low", "high"])
+    found = found[found["split"] == found["split"].iloc[0]] if len(found) else found
+    if len(found) < 2:
+        return None
+    drawn = found.sort_values("n", ascending=False, kind="stable").head(MOST_ROWS_DRAWN)
+    drawn = drawn.sort_values("part", kind="stable")
+    drawn = drawn.assign(name=[f"{plain(str(row.part))} ({row.n})" for row in drawn.itertuples()])
+    title = f"MAE by {kind.lower()} (people)"
+    figure = figures.dots_with_intervals(drawn, xlabel="MAE (years)", title=title, colours=[ACCENT] * len(drawn))
+    alt = f"{title}: from {found['estimate'].min():.1f} to {found['estimate'].max():.1f} years."
+    more = f"The {len(drawn)} largest of {len(found)}." if len(drawn) < len(found) else ""
+    caption = " ".join(filter(None, [f"{split_name(str(found['split'].iloc[0])).capitalize()}.", more]))
+    return evaluation.canvas.draw(f"fairness_{kind.lower().replace(' ', '_')}", figure, alt=alt, caption=caption)
