@@ -25,6 +25,7 @@ FEWEST_FOR_SLOPES = 5  # people with three or more visits, below which no varian
 RANDOM_SLOPE = "random intercept and slope by person, REML, t interval"
 FALLBACK = "random intercept only, standard errors robust to people's own slopes (sandwich over people), t interval"
 _NO_SCATTER = 1e-9  # residual sd, as a share of that of y
+_EXACT = {"ftol": 1e-14, "gtol": 1e-4}  # a deviance of 1e4 rounds at 1e-12
 _STEEP = 0.02  # of the deviance, per unit of a scaled sd, above which a fit has not converged
 
 
@@ -180,10 +181,10 @@ class _Data:
         """Variance components by REML, or None and why not."""
         start = self._start()[: 3 if slopes else 1]
         try:
-            best = minimize(self.deviance, start, method="L-BFGS-B", jac="3-point")
+            best = minimize(self.deviance, start, method="L-BFGS-B", jac="3-point", options=_EXACT)
             if not _level(best):
                 simplex = minimize(self.deviance, start, method="Nelder-Mead", options={"maxiter": 2000})
-                best = minimize(self.deviance, simplex.x, method="L-BFGS-B", jac="3-point")
+                best = minimize(self.deviance, simplex.x, method="L-BFGS-B", jac="3-point", options=_EXACT)
         except np.linalg.LinAlgError as error:
             return None, f"its likelihood cannot be computed ({error})"
         if not _level(best):

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from sklearn.linear_model import LogisticRegression
 from statsmodels.regression.mixed_linear_model import MixedLM
 
 from brainage.config import EvaluateConfig
@@ -230,6 +231,11 @@ def test_drop_out_that_follows_the_gap_is_seen():
     age = found(rows, "follow_up_odds_ratio", term="age", **CORRECTED)
     assert gap["high"] < 1
     assert age["low"] < 1 < age["high"]
+    people = follow(gaps, "beheshti").people
+    terms = np.column_stack([people["gap_years"], people["age_years"], people["sex"] == "M", people["group"] == "AD",
+                             people["group"] == "MCI"]).astype(float)  # fmt: skip
+    theirs = LogisticRegression(C=np.inf, tol=1e-8, max_iter=5000).fit(terms, people["visits"] > 1)
+    np.testing.assert_allclose([gap["estimate"], age["estimate"]], np.exp(theirs.coef_[0, :2]), rtol=1e-3)
     shares = [found(rows, "visits_share", group="AD", subset=name)["estimate"]
               for name in ("1 visit", "2 visits", "3+ visits")]  # fmt: skip
     once = gaps[gaps["diagnosis"] == "AD"].groupby("participant_id").size().eq(1).mean()
