@@ -235,13 +235,15 @@ def harmonise(
     *,
     config: EvaluateConfig,
     scored: pd.DataFrame,
-    scored_ages: pd.Series | None = None,
+    ages: pd.Series | None = None,
 ) -> Harmonised:
     """Fit `how` (a name in HARMONISERS) on `config.fit_splits` and apply it to `scored`, keeping `config.nuisance`.
 
     Left out and counted in the note: fitted scans without a site or of a site of fewer than FEWEST_OF_SITE, and scans
-    of which a covariate is not known. `scored_ages` [scored] takes the place of their true ages, of which a judged age
-    must know nothing. Raises DataError where nothing can be fitted.
+    of which a covariate is not known. `how` is estimated from true ages. Where an age is going to be read from the
+    result, `ages` (years by the table's index, fitted and scored) take their place when it is applied: the scale of a
+    site acts on what the covariates leave, so that a true age would be told to the features. Raises DataError where
+    nothing can be fitted.
     """
     everybody = table[table["split"].isin(config.fit_splits)]
     covariates = Covariates(config.nuisance).fit(everybody)
@@ -254,8 +256,9 @@ def harmonise(
         raise DataError("harmonisation: no fitted scan has a site and the covariates of evaluate.nuisance")
     model = HARMONISERS[how]()
     X, sites, C = join(features, fitted), _site_names(fitted), covariates.transform(fitted)
-    X = model.fit(X, sites, C).transform(X, sites, C)
-    C = covariates.transform(scored if scored_ages is None else scored.assign(age_years=scored_ages))
+    model.fit(X, sites, C)
+    X = model.transform(X, sites, covariates.transform(_aged(fitted, ages)))
+    C = covariates.transform(_aged(scored, ages))
     complete = np.isfinite(C).all(axis=1)
     kept, C = scored[complete], C[complete]
     changed = kept["site"].isin(model.sites_).to_numpy(dtype=bool)
@@ -268,6 +271,10 @@ def harmonise(
     if any(lost):
         notes.append(f"left out: {lost[0]} fitted and {lost[1]} scored scans, {sites_lost} sites of one fitted scan")
     return Harmonised(fitted, X, kept, X_scored, changed, "; ".join(notes))
+
+
+def _aged(rows: pd.DataFrame, ages: pd.Series | None) -> pd.DataFrame:
+    return rows if ages is None else rows.assign(age_years=ages.loc[rows.index])
 
 
 def _site_names(rows: pd.DataFrame) -> np.ndarray:

@@ -11,8 +11,9 @@ import pandas as pd
 
 from brainage.config import EvaluateConfig
 from brainage.data.table import scan_keys
+from brainage.downstream.age_probes import out_of_fold_years
 from brainage.downstream.age_scores import HEALTHY, healthy_only, mark_healthy
-from brainage.downstream.features import join
+from brainage.downstream.features import Features, join
 from brainage.downstream.harmonise import CovariateResidual, Covariates, harmonise
 from brainage.downstream.predictions import stream
 from brainage.downstream.probes import RidgeProbe, SiteProbe, fit_note, people
@@ -73,8 +74,10 @@ def _probe_site(
     known = before.predictions[before.predictions["probe"] == "converged"]
     same = known[scan_keys(known).isin(scan_keys(scored))]
     truth, named = (same[name].to_numpy(dtype=str) for name in ("site", "predicted_site"))
+    found_sites = probe.predict(X_scored)
+    alone = "names one site for everybody" if len(set(found_sites)) == 1 else ""
     earlier = f"before, on the same scans: {balanced_accuracy(truth, named, np.ones((1, len(same))))[0]:.3f}"
-    found.accuracy(scored, probe.predict(X_scored), earlier, note, f"{state}, {fit_note(probe, 'C')}", parts=parts)
+    found.accuracy(scored, found_sites, alone, earlier, note, f"{state}, {fit_note(probe, 'C')}", parts=parts)
 
 
 def _of_fitted_sites(
@@ -89,20 +92,17 @@ def _of_fitted_sites(
 def ages_after(found: SiteRows, table: pd.DataFrame, scored: pd.DataFrame, how: str) -> None:
     """The MAE of healthy people by a ridge fitted anew on harmonised features, beside the old one's on the same scans.
 
-    The covariate age of a judged person is the age predicted before: the true one would be told to the features.
+    Where age is a covariate, the harmoniser is applied with the age predicted before, of fitted people out of fold.
     """
     features, config = found.features, found.config
-    fitted, _ = healthy_only(mark_healthy(table[table["split"].isin(config.fit_splits)], table))
     scored, left_out = healthy_only(mark_healthy(scored, table))
-    ridge = RidgeProbe(seed=found.seed).fit(join(features, fitted), fitted["age_years"].to_numpy(), people(fitted))
-    years = ridge.predict(join(features, scored)) if len(scored) else np.empty(0)
-    before = pd.Series(years, index=scored.index)
+    before = _ages_before(features, table, scored, config, found.seed)
     honest = before if "age" in config.nuisance else None
-    harmonised = harmonise(features, table, how, config=config, scored=scored, scored_ages=honest)
+    harmonised = harmonise(features, table, how, config=config, scored=scored, ages=honest)
     well = mark_healthy(harmonised.fitted, table)[HEALTHY].to_numpy(dtype=bool)
     fitted, X = harmonised.fitted[well], harmonised.X[well]
     again = RidgeProbe(seed=found.seed).fit(X, fitted["age_years"].to_numpy(), people(fitted))
-    whose = "scored people enter with the age predicted before" if honest is not None else ""
+    whose = "applied with the age predicted before, of fitted people out of fold" if honest is not None else ""
     notes = (harmonised.note, whose, fit_note(again, "alpha"))
     frame = harmonised.scored.assign(changed=harmonised.changed, before=before[harmonised.scored.index])
     frame["after"] = again.predict(harmonised.X_scored)
@@ -113,6 +113,20 @@ def ages_after(found: SiteRows, table: pd.DataFrame, scored: pd.DataFrame, how: 
         else:
             reason = f"no scan in {split} that could be harmonised"
             found.missing(split, "age", "mae_years", reason, f"after={how}")
+
+
+def _ages_before(
+    features: Features, table: pd.DataFrame, scored: pd.DataFrame, config: EvaluateConfig, seed: int
+) -> pd.Series:
+    """Years of fitted and scored scans by the ridge on the healthy fitted people, of these out of fold."""
+    everybody = mark_healthy(table[table["split"].isin(config.fit_splits)], table)
+    fitted, _ = healthy_only(everybody)
+    X, y, persons = join(features, fitted), fitted["age_years"].to_numpy(dtype=np.float64), people(fitted)
+    rows = pd.concat([everybody, scored])
+    years = pd.Series(RidgeProbe(seed=seed).fit(X, y, persons).predict(join(features, rows)), index=rows.index)
+    if "age" in config.nuisance:
+        years[fitted.index] = out_of_fold_years("ridge", X, y, persons, seed=seed)[0]
+    return years
 
 
 def _age_row(found: SiteRows, split: str, scans: pd.DataFrame, part: str, *notes: str) -> None:

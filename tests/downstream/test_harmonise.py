@@ -169,12 +169,14 @@ def test_test_people_change_nothing_of_what_was_fitted(how):
 def test_a_judged_age_is_not_told_to_the_features():
     table, config = make_table(), EvaluateConfig(nuisance=["age"])
     features, scored = make_features(table), table[table["split"] == "test_internal"]
-    guess = pd.Series(np.linspace(30, 60, len(scored)), index=scored.index)
+    guess = pd.Series(np.linspace(30, 60, len(table)), index=table.index)
     first, second = (
-        harmonise(features, table, "combat", config=config, scored=rows, scored_ages=guess)
+        harmonise(features, table, "combat", config=config, scored=rows, ages=guess)
         for rows in (scored, scored.assign(age_years=50.0))
     )
     assert (first.X_scored == second.X_scored).all()
+    true = harmonise(features, table, "combat", config=config, scored=scored)
+    assert (true.X != first.X).any()  # the fitted people's are guesses too: both are read alike
 
 
 def test_who_is_left_out_or_stays_is_counted():

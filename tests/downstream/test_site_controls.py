@@ -163,7 +163,7 @@ def test_ages_after_harmonisation_are_those_of_a_ridge_on_it_and_unseen_sites_st
     assert inside["estimate"] < before
     assert inside["n"] == 80
     assert "80 scans of sites that were not fitted stay as they are" in outside["note"]
-    assert "scored people enter with the age predicted before" in inside["note"]
+    assert "applied with the age predicted before, of fitted people out of fold" in inside["note"]
 
 
 def test_shuffles_are_kept_and_every_number_has_its_row():
