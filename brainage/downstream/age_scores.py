@@ -162,8 +162,8 @@ def _whole_rows(
         rows.append(result_row(*where, found[name], block.n, *phrases))
     if mean_age_years is not None:
         where = (MEAN_PREDICTOR, judging.cohort, block.split, "age", "mae_years")
-        phrases = (extent(block.scans), f"predicts {mean_age_years:.1f} years for everybody", left_out)
-        rows.append(result_row(*where, found[MEAN_PREDICTOR], block.n, *phrases))
+        guess = f"predicts {mean_age_years:.1f} years for everybody"
+        rows.append(result_row(*where, found[MEAN_PREDICTOR], block.n, extent(block.scans), guess, left_out))
     return rows
 
 

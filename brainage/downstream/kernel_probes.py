@@ -58,9 +58,9 @@ class KernelRidgeProbe:
         for row, width in enumerate(self.widths):
             features = kernel_map(Z, width * unit).from_distances(distances)
             scores[row] = _scores_by_fold(features, y, splits, self.alphas)
-        best = np.unravel_index(int(np.argmax(scores)), scores.shape)
+        row, column = divmod(int(np.argmax(scores)), len(self.alphas))
         self.scores_, self.folds_, self.landmarks_, self.scans_ = scores, len(splits), len(Z), len(X)
-        self.relative_width_, self.alpha_ = float(self.widths[best[0]]), float(self.alphas[best[1]])
+        self.relative_width_, self.alpha_ = float(self.widths[row]), float(self.alphas[column])
         self._map, self._mean = kernel_map(Z, self.relative_width_ * unit), float(y.mean())
         features = self._map.from_distances(distances)
         self._weights = _ridge_path(features @ features.T, features @ (y - self._mean), [self.alpha_])[:, 0]

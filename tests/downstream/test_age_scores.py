@@ -22,7 +22,7 @@ SPLITS = ("test_internal", "test_external")
 
 
 def known(**changed):
-    return {"cohort": "demo", "config": EvaluateConfig(bootstrap=100, **changed), "seed": 3}
+    return {"cohort": "demo", "config": EvaluateConfig(bootstrap=20, **changed), "seed": 3}
 
 
 def value(results, split, metric, task="age", column="estimate", run="exp", **parts):
@@ -74,7 +74,7 @@ def test_another_first_probe_gives_the_predictions_and_no_check_of_ridge():
 
 
 def test_patients_are_predicted_but_neither_fitted_on_nor_scored():
-    table = with_patients(make_table(scans=2))
+    table = with_patients(make_table(val=30, scans=2))
     features = make_features(table)
     found = evaluate_age(features, table, **known())
     ill = set(people(table[table["diagnosis"].eq("AD").fillna(False)]))
