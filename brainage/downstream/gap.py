@@ -55,8 +55,15 @@ def evaluate_gap(readout: Readout, *, config: EvaluateConfig, seed: int) -> Task
 
     `seed` deals the people of a cross-fit into folds and draws the resamples. Intervals: of a group's numbers by
     bootstrap of its people, of contrasts by t (`adjusted_contrast`), of repeats by F and chi square (`agreement`).
-    A correction that cannot be fitted has NaN in the frame and rows that say why; the raw gap does not need one.
+    A correction that cannot be fitted has NaN in the frame and rows that say why; the raw gap does not need one. Raises
+    DataError when people whom the corrections are to be fitted on are not healthy.
     """
+    ill = readout.correct & ~healthy(readout.table)
+    if ill.any():
+        raise DataError(
+            f"bias correction of {readout.label!r}: {len(np.unique(readout.persons[ill]))} people to fit on are not "
+            f"healthy, first {readout.persons[ill][0]}; it is fitted on people whose every diagnosis is CN"
+        )
     where = (readout.label, readout.cohort, readout.split)
     if not readout.score.any():
         return not_computed(*where, "gap", "mean_years", "no scan is scored")
@@ -84,7 +91,7 @@ def groups_of(table: pd.DataFrame) -> dict[str, np.ndarray]:
     visit, sMCI and pMCI by the outcome of MCI (MCI of unknown outcome is in neither), or EVERYBODY.
     """
     diagnosis = table["diagnosis"].fillna("").to_numpy(dtype=str)
-    if not (diagnosis != "").any():
+    if len(table) and not (diagnosis != "").any():
         return {EVERYBODY: np.ones(len(table), dtype=bool)}
     outcome = table["mci_outcome"].fillna("").to_numpy(dtype=str)
     groups = {name: diagnosis == name for name in ("CN", "MCI", "AD")}
@@ -94,7 +101,8 @@ def groups_of(table: pd.DataFrame) -> dict[str, np.ndarray]:
 
 def first_scans(gaps: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """(one row a person, the phrase on who was left out): the first scan in time that has a diagnosis of a group."""
-    known = gaps["diagnosis"].isin(["CN", "MCI", "AD"]) | gaps["diagnosis"].isna().all()
+    everybody = gaps["diagnosis"].isna().all() and gaps["healthy"].all()  # nobody of the whole cohort has a diagnosis
+    known = gaps["diagnosis"].isin(["CN", "MCI", "AD"]) | everybody
     first = _in_time(gaps[known])
     first = first[~person_keys(first).duplicated()].reset_index(drop=True)
     lost = person_keys(gaps).nunique() - len(first)
@@ -135,6 +143,8 @@ def _group_rows(
     seed: int,
 ) -> Iterator[dict[str, Any]]:
     names = [name for name in NAMES if name not in refusals]
+    if not groups:
+        yield missing_row(*where, "gap", "mean_years", "no scored scan has a diagnosis of CN, MCI or AD")
     for group, rows in groups.items():
         part = first[rows]
         ages = f"{len(part)} people, first scan each; ages {part['age_years'].min():.0f}-{part['age_years'].max():.0f}"
@@ -168,8 +178,9 @@ def _moments(part: pd.DataFrame, names: list[str], resamples: int, seed: int) ->
     g = gap - centre
     columns = np.column_stack([age, age**2, g, g**2, g * age[:, None], np.abs(gap)])
     persons = people(part)
-    drawn = [np.ones((1, len(part))), *resample_weights(persons, resamples, [seed, len(GAPS)])]
-    means = np.concatenate([weights @ columns for weights in drawn]) / len(part)  # a resample holds n people too
+    sums = [columns.sum(axis=0, keepdims=True)]  # then of every resample, whose weights are not kept
+    sums += [weights @ columns for weights in resample_weights(persons, resamples, [seed, len(GAPS)])]
+    means = np.concatenate(sums) / len(part)  # a resample holds n people too
     a, aa = means[:, :1], means[:, 1:2]
     m, mm, ma, mae = np.split(means[:, 2:], 4, axis=1)
     variance = np.maximum(mm - m**2, 0) * len(part) / (len(part) - 1)
@@ -194,13 +205,17 @@ def _repeat_rows(where: tuple[str, str, str], gaps: pd.DataFrame, refusals: dict
         if name in refusals:
             yield missing_row(*where, "gap_repeat", "icc", refusals[name], part)
             continue
-        found = agreement(np.column_stack([first[column], second[column]]))
+        try:
+            found = agreement(np.column_stack([first[column], second[column]]))
+        except DataError as error:
+            yield missing_row(*where, "gap_repeat", "icc", str(error), part)
+            continue
         oneway = found.icc_oneway
         way = "ICC(A,1), McGraw and Wong 1996, two scans of a person within 90 days"
         order = f"ICC(1,1) {oneway.estimate:.3f} ({oneway.low:.3f} to {oneway.high:.3f})"
         yield result_row(*where, "gap_repeat", "icc", found.icc_agreement, len(first), part, way, order)
-        error = "sd of one scan about the person's mean, interval by chi square"
-        yield result_row(*where, "gap_repeat", "sd_years", found.sd_within, len(first), part, error)
+        about = "sd of one scan about the person's mean, interval by chi square"
+        yield result_row(*where, "gap_repeat", "sd_years", found.sd_within, len(first), part, about)
 
 
 def _repeats(gaps: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

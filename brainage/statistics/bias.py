@@ -208,16 +208,18 @@ class Conditional(Correction):
         )
         gap, mean, spread = predicted - scans.age_years, self._mean(scans), self._spread(scans)
         log_variance = np.zeros(len(gap))
+        coef: np.ndarray | None = None
         for _ in range(_ROUNDS):
             precision = weights * np.exp(-log_variance)
             self.coef_ = _least_squares(mean, gap, precision)
             squares = (gap - mean @ self.coef_) ** 2 / (1 - _leverage(mean, precision))
             if squares.max() < 1e-12:
                 raise DataError("bias correction 'conditional': the gaps of the healthy do not vary given age")
-            self.spread_coef_ = _log_variance(spread, squares, weights)
-            before, log_variance = log_variance, spread @ self.spread_coef_
+            coef = _log_variance(spread, squares, weights, coef)
+            before, log_variance = log_variance, spread @ coef
             if np.abs(log_variance - before).max() < 1e-6:
                 break
+        self.spread_coef_ = coef
 
     def _transform(self, scans: Scans, predicted: np.ndarray) -> np.ndarray:
         return predicted - scans.age_years - self._mean(scans) @ self.coef_
@@ -255,10 +257,11 @@ def _leverage(design: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.minimum((Q**2).sum(axis=1), 0.99)
 
 
-def _log_variance(design: np.ndarray, squares: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _log_variance(design: np.ndarray, squares: np.ndarray, weights: np.ndarray, start: np.ndarray | None) -> np.ndarray:
     """Gamma regression with a log link: coefficients [p] of the log of the expected `squares`."""
-    coef = np.zeros(design.shape[1])
-    coef[0] = np.log(np.average(squares, weights=weights))
+    coef = np.zeros(design.shape[1]) if start is None else start.copy()
+    if start is None:
+        coef[0] = np.log(np.average(squares, weights=weights))
     for _ in range(_ROUNDS):
         fitted = design @ coef
         step = _least_squares(design, squares / np.exp(fitted) - 1, weights)

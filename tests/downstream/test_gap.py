@@ -15,6 +15,7 @@ from brainage.downstream.gap import GAP_COLUMNS, GAPS, NAMES, evaluate_gap, firs
 from brainage.downstream.gap_contrasts import CONTRASTS
 from brainage.downstream.readout import NOBODY_DIAGNOSED, Readout, healthy
 from brainage.downstream.results import parts_of
+from brainage.errors import DataError
 from brainage.statistics.bootstrap import bootstrap
 
 CONFIG = EvaluateConfig(bootstrap=200)
@@ -216,6 +217,26 @@ def test_without_any_diagnosis_everybody_is_one_group_and_there_are_no_contrasts
     assert one["n"] == 160
     contrasts = results[results["task"] == "gap_contrast"]
     assert contrasts["note"].tolist() == [f"not computed: no groups: {NOBODY_DIAGNOSED}"]
+
+
+@pytest.mark.parametrize("diagnosis", ["other", None])
+def test_scored_people_of_no_group_among_others_with_a_diagnosis_are_not_called_healthy(diagnosis):
+    table = cohort()
+    scored = (table["participant_id"] < "p060").to_numpy()
+    table.loc[scored, "diagnosis"] = diagnosis
+    results = evaluate_gap(readout(table, score=scored), config=CONFIG, seed=1).results
+    assert results.loc[results["task"] == "gap", "note"].tolist() == [
+        "not computed: no scored scan has a diagnosis of CN, MCI or AD"
+    ]
+    missing = row(results, "gap_contrast", "p", contrast="AD-CN", correction="none")
+    assert "0 people of AD and 0 people of CN" in missing["note"]
+    assert np.isfinite(row(results, "gap_repeat", "icc", correction="beheshti")["estimate"])
+
+
+def test_patients_in_the_correction_set_are_refused():
+    table = cohort()
+    with pytest.raises(DataError, match="people to fit on are not healthy, first c/p"):
+        evaluate_gap(readout(table, correct=np.ones(len(table), dtype=bool)), config=CONFIG, seed=1)
 
 
 def test_a_class_of_two_people_has_a_count_and_no_number():
