@@ -112,6 +112,18 @@ def test_frozen_parts_stay_in_evaluation_mode_whoever_asks_for_training():
     assert module.dropout.training
 
 
+def test_what_a_step_drops_follows_from_seed_and_step_and_not_from_what_was_drawn_before():
+    module = module_of()
+    drawn = []
+    for _ in range(2):
+        module.on_train_batch_start({}, 0)
+        drawn.append(torch.rand(8))
+    assert torch.equal(*drawn)
+    module.seed = 4
+    module.on_train_batch_start({}, 0)
+    assert not torch.equal(torch.rand(8), drawn[0])
+
+
 def test_more_stages_than_there_are_cannot_train():
     with pytest.raises(ConfigError, match=r"finetune.last_stages=6: expected 1 to 5"):
         module_of("finetune.mode=last", "finetune.last_stages=6")
