@@ -216,7 +216,7 @@ def _interval_rows(
     note = judging.notes.get(LOW + probe, "")
     if not np.isfinite(low.values).all():  # the note says why
         where = (low.model, judging.cohort, split, "age_interval", "coverage")
-        return [missing_row(*where, note or "no calibration", parts)]
+        return [missing_row(*where, note or "no people to calibrate on, see the rows of single seeds", parts)]
     rows = _coverage_rows(low, high, judging, parts, note, left_out)
     bands = decades(ages_of(low))
     for band in in_order(bands, by_length=True):
