@@ -19,8 +19,8 @@ from brainage.downstream import evaluate as evaluation
 from brainage.downstream.embed import embed
 from brainage.downstream.evaluate import evaluate
 from brainage.downstream.features import read_embeddings
-from brainage.downstream.results import read_results
-from brainage.errors import CheckpointError, DataError, LeakageError
+from brainage.downstream.results import parts_of, read_results
+from brainage.errors import CheckpointError, DataError, LeakageError, TrainingStopped
 from brainage.pretraining.checkpoint import PAYLOAD, checkpoints, load_checkpoint, load_module
 from tests.scans import SimulatedScans
 
@@ -77,8 +77,27 @@ def test_every_network_and_baseline_is_there_with_its_seeds(evaluated):
     differences = {f"exp - {other}" for other in ("l1", "l1_head", "untrained", "pca_ridge", "ridge")}
     assert {run for run in runs if " - " not in run and " minus " not in run} == expected
     assert len(runs) == len(expected) + len(differences)
-    whole = evaluated[3][~evaluated[3]["task"].str.startswith("age_by_")]  # parts of few people are not shown
+    rows = evaluated[3]
+    whole = rows[rows["task"].isin(["age", "site", "challenge"]) & [not parts_of(note) for note in rows["note"]]]
+    assert len(whole) > 100
     assert whole["estimate"].notna().all()
+
+
+def test_tasks_that_this_cohort_has_no_facts_for_say_so(evaluated):
+    rows = evaluated[3][evaluated[3]["run"] == "exp-seed0"]
+    assert set(rows["task"]) >= {"gap", "diagnosis", "longitudinal", "survival", "fairness"}
+    lost = rows[rows["task"].isin(["diagnosis", "longitudinal", "survival"])]
+    assert lost["estimate"].isna().all()
+    assert lost["note"].str.contains("not computed").all()
+
+
+def test_what_single_people_got_is_beside_the_results_for_every_network(evaluated):
+    _, data, folder, _ = evaluated
+    gaps = read_table(folder / "gaps.parquet")
+    assert set(gaps["model"]) == {"exp", "l1", "untrained", "pca_ridge", "ridge"}
+    assert gaps.loc[gaps["model"] == "exp", "seed"].nunique() == 2
+    tested = data.table["split"].isin(SCORED).sum()
+    assert (gaps.groupby(["model", "seed"]).size() == tested).all()
 
 
 def test_results_and_predictions_are_in_the_run_folder(evaluated):
@@ -232,7 +251,7 @@ def test_one_lost_seed_leaves_the_others(copied, monkeypatch):
 
     def stops(config, *args, **options):
         if config.seed == 1:
-            raise evaluation.TrainingStopped("collapsed for 25 looks in a row")
+            raise TrainingStopped("collapsed for 25 looks in a row")
         return train(config, *args, **options)
 
     monkeypatch.setattr(evaluation, "pretrain", stops)
@@ -286,7 +305,8 @@ def test_a_network_whose_features_are_constant_is_a_row_with_its_reason(copied):
     lost = results[results["run"] == "exp"]
     assert lost["note"].str.contains("the encoder has collapsed").all()
     assert np.isfinite(value(results, "ridge", "test_external"))
-    assert not results["metric"].str.contains("difference").any()  # there is nothing to take a difference from
+    age = results[results["task"] == "age"]
+    assert not age["metric"].str.contains("difference").any()  # there is nothing to take a difference from
     with pytest.raises(DataError, match="the encoder has collapsed"):  # and nothing else to show
         evaluate(experiment, data, folder)
 

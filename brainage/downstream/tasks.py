@@ -1,0 +1,109 @@
+"""All downstream tasks of one readout, and the same of several seeds as one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from brainage.config import EvaluateConfig, Experiment
+from brainage.data.source import ScanSource
+from brainage.downstream.diagnosis import evaluate_diagnosis
+from brainage.downstream.gap import evaluate_gap
+from brainage.downstream.longitudinal import evaluate_longitudinal
+from brainage.downstream.readout import Readout
+from brainage.downstream.results import RESULT_COLUMNS, combine, parts_of, result_row, results_frame
+from brainage.downstream.survival import evaluate_survival
+from brainage.downstream.task import TaskResult
+from brainage.statistics.bootstrap import Interval
+
+Network = Callable[..., np.ndarray]  # as brainage.downstream.finetune.network_predictor gives it
+NETWORKS = ("finetuned", "scratch")  # predictors of a diagnosis that are networks of their own
+OF_READOUTS = ("gap", "diagnosis", "longitudinal")  # tasks that start from a readout
+
+
+def networks_of(
+    experiment: Experiment, checkpoint: Path | None, data: ScanSource, predictors: Sequence[str]
+) -> dict[str, Network]:
+    """The networks among `predictors` that learn the diagnosis: from the checkpoint, and from fresh weights."""
+    wanted = [name for name in NETWORKS if name in predictors]
+    if not wanted or checkpoint is None:
+        return {}
+    from brainage.downstream.finetune import network_predictor
+
+    return {name: network_predictor(experiment, checkpoint, data, pretrained=name == "finetuned") for name in wanted}
+
+
+def without_networks(config: EvaluateConfig, networks: Mapping[str, Network]) -> EvaluateConfig:
+    """The same without the predictors that only the run's own network has: baselines are not fine-tuned."""
+    predictors = [name for name in config.predictors if name not in NETWORKS or name in networks]
+    return dataclasses.replace(config, predictors=predictors)
+
+
+def run_tasks(
+    readout: Readout, *, config: EvaluateConfig, seed: int, networks: Mapping[str, Network] | None = None
+) -> TaskResult:
+    """Gap, diagnosis, trajectories and survival, as far as `config.tasks` asks for them.
+
+    The last three read the gaps, so these are computed for any of them, and shown where `gap` is asked for.
+    """
+    asked = set(config.tasks) & set(OF_READOUTS)
+    if not asked:
+        return TaskResult(results_frame([]))
+    gap = evaluate_gap(readout, config=config, seed=seed)
+    done = [gap] if "gap" in asked else [TaskResult(results_frame([]), gap.frames)]
+    gaps = gap.frames.get("gaps")
+    if gaps is None:
+        return merge(done)
+    if "diagnosis" in asked:
+        done.append(evaluate_diagnosis(readout, gaps, config=config, seed=seed, networks=networks))
+    if "longitudinal" in asked:
+        done.append(evaluate_longitudinal(readout, gaps, config=config, seed=seed))
+        done.append(evaluate_survival(readout, gaps, config=config, seed=seed))
+    return merge(done)
+
+
+def merge(parts: Iterable[TaskResult]) -> TaskResult:
+    """Several results about one network as one."""
+    parts = list(parts)
+    return TaskResult(combine(part.results for part in parts), frames_of(parts))
+
+
+def frames_of(parts: Iterable[TaskResult]) -> dict[str, pd.DataFrame]:
+    """Name -> the frames of that name under each other, of one network or many."""
+    parts = list(parts)
+    names = dict.fromkeys(name for part in parts for name in part.frames)
+    return {
+        name: pd.concat([part.frames[name] for part in parts if name in part.frames], ignore_index=True)
+        for name in names
+    }
+
+
+def over_seeds(results: Sequence[pd.DataFrame], seeds: Sequence[int], *, asked: int) -> pd.DataFrame:
+    """One row for each number that all seeds have: the mean over seeds of estimates and of interval ends.
+
+    p values are left out: their mean is no p value. `results` are frames of one model, one a seed; `asked` seeds should
+    be there.
+    """
+    if not results:
+        return results_frame([])
+    rows = pd.concat([frame.assign(seed=seed) for frame, seed in zip(results, seeds, strict=True)], ignore_index=True)
+    rows["parts"] = ["; ".join(map("=".join, parts_of(str(note)).items())) for note in rows["note"]]
+    told = rows[rows["estimate"].notna() & ~rows["metric"].str.fullmatch("p|p_holm")]
+    lost = f"{len(seeds)} of {asked} seeds" if len(seeds) < asked else ""
+    listed = ", ".join(map(str, seeds))
+    found = []
+    for where, part in told.groupby([*RESULT_COLUMNS[:5], "parts"], sort=False):
+        if part["seed"].nunique() < len(seeds):
+            continue
+        run, cohort, split, task, metric, parts = (str(word) for word in where)
+        ends = part[["estimate", "low", "high"]].mean(skipna=False)
+        several = len(seeds) > 1
+        spread = f"seeds {listed}, sd over seeds {part['estimate'].std(ddof=1):.3g}" if several else ""
+        note = "interval ends are means over seeds" if several else ""
+        n = int(part["n"].max())
+        found.append(result_row(run, cohort, split, task, metric, Interval(*ends), n, parts, lost, spread, note))
+    return results_frame(found)
