@@ -139,8 +139,10 @@ def shared_training(X: np.ndarray, models: Sequence[tuple[np.ndarray, Logistic]]
     signal at all, both scores move together and the variance is twice what they say (fold sums w_k d_k with w_k = sum
     of the other d's are 2 sum over pairs d_j d_k, of variance 2 K (K - 1) against K (K - 1) for given w_k). With f the
     share of noise in the spread of the scores it is 1 + f. Fold models whose training parts overlap by o correlate by
-    r = 1 - f (1 - o), which gives f. Known as the reason why intervals after cross-validation are too narrow (Bengio
-    and Grandvalet 2004; Bates, Hastie and Tibshirani 2023).
+    r = 1 - f (1 - o), which gives f. That intervals after cross-validation are too narrow is known (Bengio and
+    Grandvalet 2004; Bates, Hastie and Tibshirani 2023); this factor is ours. Simulated without a signal (100 people, 5
+    folds), 95 % DeLong intervals held 0.5 with it 94.5 times in 100 for 16 features (2,000 cohorts) and 92 for two
+    (1,350; the AUC is skewed then), without it 86 and 83; with a signal (AUC 0.72) 95.5 and 92 (200).
     """
     if len(models) < 2:
         return 1.0
