@@ -49,12 +49,10 @@ def without_nuisance(found: SiteRows, chosen: SitePeople, before: SiteEvaluation
 
 
 def site_after(found: SiteRows, table: pd.DataFrame, chosen: SitePeople, before: SiteEvaluation, how: str) -> None:
+    """The site probe on features harmonised by `how`; scans of sites that it could not be fitted on are left out."""
     harmonised = harmonise(found.features, table, how, config=found.config, scored=chosen.scored)
-    here = harmonised.changed
-    stay = f"left out: {(~here).sum()} scored scans of sites that were not fitted" if not here.all() else ""
-    scored, X_scored = harmonised.scored[here], harmonised.X_scored[here]
-    note = "; ".join(phrase for phrase in (harmonised.note, stay) if phrase)
-    _probe_site(found, harmonised.fitted, harmonised.X, scored, X_scored, before, note, f"after={how}")
+    scored, X_scored = harmonised.scored, harmonised.X_scored
+    _probe_site(found, harmonised.fitted, harmonised.X, scored, X_scored, before, harmonised.note, f"after={how}")
 
 
 def _probe_site(
@@ -68,7 +66,12 @@ def _probe_site(
     *parts: str,
 ) -> None:
     """The converged probe on changed features, beside what the unchanged ones gave on the same scans."""
-    scored, X_scored = _of_fitted_sites(fitted, scored, X_scored)
+    here = scored["site"].isin(fitted["site"]).to_numpy(dtype=bool)
+    if not here.any():
+        raise DataError("no scored scan is of a site that is still fitted")
+    if not here.all():
+        note += f"; {(~here).sum()} scored scans left out, of sites that are no longer fitted"
+    scored, X_scored = scored[here], X_scored[here]
     probe = SiteProbe(seed=found.seed).fit(X, fitted["site"].to_numpy(dtype=str), people(fitted))
     state = "converged" if probe.converged_ else "NOT converged"
     known = before.predictions[before.predictions["probe"] == "converged"]
@@ -78,15 +81,6 @@ def _probe_site(
     alone = "names one site for everybody" if len(set(found_sites)) == 1 else ""
     earlier = f"before, on the same scans: {balanced_accuracy(truth, named, np.ones((1, len(same))))[0]:.3f}"
     found.accuracy(scored, found_sites, alone, earlier, note, f"{state}, {fit_note(probe, 'C')}", parts=parts)
-
-
-def _of_fitted_sites(
-    fitted: pd.DataFrame, scored: pd.DataFrame, X_scored: np.ndarray
-) -> tuple[pd.DataFrame, np.ndarray]:
-    here = scored["site"].isin(fitted["site"]).to_numpy(dtype=bool)
-    if not here.any():
-        raise DataError("no scored scan is of a site that is still fitted")
-    return scored[here], X_scored[here]
 
 
 def ages_after(found: SiteRows, table: pd.DataFrame, scored: pd.DataFrame, how: str) -> None:

@@ -224,6 +224,20 @@ def test_broken_covariates_are_rows_with_their_reason_and_the_rest_goes_on():
     assert f"left out without them: {lost[0]} fitted and {lost[1]} scored scans" in note
 
 
+def test_a_site_that_is_lost_with_its_covariates_or_its_people_is_counted():
+    table = unlike(120, 60)
+    train = (table["split"] == "train") & (table["site"] == "site2")
+    lost = (table["split"] == "test_internal") & (table["site"] == "site2")
+    table.loc[train, "tiv_ml"] = np.nan
+    found = rows_of(controls(ages_only(table), table))
+    for part in ("after=nuisance term=age, sex, tiv", "after=combat"):
+        assert f"{lost.sum()} scored scans left out, of sites that are no longer fitted" in found[part]["note"]
+        assert found[part]["n"] == 60 - lost.sum()
+    table.loc[table["split"] == "train", "tiv_ml"] = np.nan
+    found = rows_of(controls(ages_only(table), table))
+    assert "not computed: tiv: 0 of 120 fitted scans" in found["after=residual"]["note"]
+
+
 def test_sites_too_small_or_too_far_apart_in_age_to_match_are_said():
     table = unlike(120, 60)
     table["age_years"] = table["site"].map({"site0": 22.0, "site1": 42.0, "site2": 62.0, "far": 50.0}) + (
