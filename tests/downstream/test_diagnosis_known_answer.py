@@ -76,7 +76,7 @@ def test_without_a_signal_paired_tests_are_significant_as_often_as_they_say(null
 def test_intervals_that_ignore_shared_training_people_are_too_narrow():
     """Why they are widened; fails should the widening ever be without need."""
     found = []
-    for seed in range(100):
+    for seed in range(SEEDS):
         readout, _ = cohort(100, width=8, effect=0, seed=seed)
         pair = draw_pair(readout, "CN-AD")
         folds = people_folds(pair, 5, seed)
@@ -84,7 +84,7 @@ def test_intervals_that_ignore_shared_training_people_are_too_narrow():
         area = roc.delong(pair.truth, cross_fit(X, y, folds.fold, folds.fold >= 0, seed).marker)
         interval = roc.delong_interval(float(area.auc[0]), float(area.covariance[0, 0]))
         found.append(interval.low <= 0.5 <= interval.high)
-    assert np.mean(found) < bounds(0.95, 100)[0]
+    assert np.mean(found) < bounds(0.95, SEEDS)[0]
 
 
 @pytest.mark.parametrize("d", [0.0, 1.0, 2.0])
