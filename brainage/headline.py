@@ -105,4 +105,4 @@ def _rows_of(results: pd.DataFrame, model: str) -> pd.DataFrame:
 def _whole(results: pd.DataFrame, model: str) -> pd.DataFrame:
     """Those that are about whole splits."""
     rows = _rows_of(results, model)
-    return rows[[not parts_of(str(note)) for note in rows["note"].fillna("")]]
+    return rows[np.array([not parts_of(str(note)) for note in rows["note"].fillna("")], dtype=bool)]
