@@ -99,13 +99,14 @@ class _Rows(TaskRows):
     def groups(self, followed: Followed, correction: str, *, terms: bool) -> list[dict[str, Any]]:
         """Slopes of each group, their differences, and with `terms` the other terms of the model."""
         part = f"correction={correction}"
-        sizes = _seen_twice(followed.people).value_counts()
+        visits, notes = _modelled(followed, followed.visits["group"].notna())
+        sizes = _seen_twice(visits, "group")
         known = [g for g in (*GROUPS, EVERYBODY) if (followed.people["group"] == g).any()]
         groups = [g for g in known if sizes.get(g, 0) >= FEWEST_PEOPLE]
         found = [self.too_few(SLOPE, int(sizes.get(g, 0)), f"group={g}", part) for g in known if g not in groups]
         if not groups:
             return found
-        visits, notes = _modelled(followed, followed.visits["group"].isin(groups))
+        visits = visits[visits["group"].isin(groups)]
         try:
             fit = _fit(visits, design(visits, groups, visits["group"]))
         except DataError as error:
@@ -166,12 +167,12 @@ class _Rows(TaskRows):
         """Converters against stable people of one group at the first visit: slopes, and gap by time to conversion."""
         named = (f"group={group}", f"contrast={CONVERTER}-{STABLE}", correction)
         people = followed.people[followed.people["group"] == group]
-        sizes = _seen_twice(people, "converter").value_counts()
+        chosen = (followed.visits["group"] == group) & followed.visits["converter"].isin([CONVERTER, STABLE])
+        visits, notes = _modelled(followed, chosen)
+        sizes = _seen_twice(visits, "converter")
         least = min(int(sizes.get(name, 0)) for name in (CONVERTER, STABLE))
         if least < FEWEST_PEOPLE:
             return [self.too_few(DIFFERENCE, least, *named)]
-        chosen = (followed.visits["group"] == group) & followed.visits["converter"].isin([CONVERTER, STABLE])
-        visits, notes = _modelled(followed, chosen)
         unknown = int((people["converter"] == "unknown").sum())
         notes.append(f"{unknown} people of unknown outcome left out")
         try:
@@ -214,8 +215,9 @@ class _Rows(TaskRows):
         return found
 
 
-def _seen_twice(people: pd.DataFrame, name: str = "group") -> pd.Series:
-    return people.loc[people["visits"] >= 2, name]
+def _seen_twice(visits: pd.DataFrame, name: str) -> pd.Series:
+    """How many people of each value of a column have two or more visits."""
+    return visits[visits["person"].duplicated()].drop_duplicates("person")[name].value_counts()
 
 
 def _modelled(followed: Followed, chosen: pd.Series) -> tuple[pd.DataFrame, list[str]]:

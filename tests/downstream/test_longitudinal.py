@@ -217,6 +217,11 @@ def test_one_sex_is_not_adjusted_for_and_unknown_sex_is_left_out_and_counted():
     row = found(evaluate(gaps).results, "slope_years_per_year", group="CN", **CORRECTED)
     assert "2 people of unknown sex left out" in row["note"]
     assert row["n"] == 18
+    ill = sorted(gaps.loc[gaps["diagnosis"] == "AD", "participant_id"].unique())
+    gaps.loc[gaps["participant_id"].isin(ill[3:]), "sex"] = pd.NA
+    row = found(evaluate(gaps).results, "slope_years_per_year", group="AD", **CORRECTED)
+    assert np.isnan(row["estimate"])
+    assert row["n"] == 3
 
 
 def test_drop_out_that_follows_the_gap_is_seen():
