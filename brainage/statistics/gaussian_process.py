@@ -8,7 +8,7 @@ signal * exp(-|x - x'|^2 / (2 width^2)), noise of variance signal * ratio. With 
 
 and equals the marginal likelihood where the inducing points are all rows. From one eigendecomposition of F F' [M, M] a
 width, the best signal is known in closed form and every ratio costs O(M), so that two nested searches on a line find
-all three; scikit-learn's GaussianProcessRegressor needs an O(n^3) factor for each trial of the three together.
+all three: over widths from a grid, since the likelihood often has several peaks, over ratios between bounds.
 """
 
 from __future__ import annotations

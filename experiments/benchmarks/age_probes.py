@@ -33,9 +33,8 @@ def main() -> None:
     if chosen.one:
         print(json.dumps(measure(chosen.one[0], int(chosen.one[1]))))
         return
-    print(
-        f"{'probe':30s} {'scans':>6s} {'threads':>7s} {'fit s':>7s} {'2,000 predicted s':>17s} {'GB':>5s} {'MAE':>6s}"
-    )
+    columns = ("fit s", "fit CPU s", "predict CPU s", "peak GB", "MAE years")
+    print(f"| probe | scans | threads | {' | '.join(columns)} | chosen |\n|{' --- |' * (len(columns) + 4)}")
     for scans in chosen.scans:
         for way in chosen.ways:
             if " " in way and scans > EXACT_SCANS:
