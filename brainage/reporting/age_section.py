@@ -15,7 +15,7 @@ from brainage.reporting.age_errors import signed_error
 from brainage.reporting.evaluations import Evaluation
 from brainage.reporting.page import Block, Drawn
 from brainage.reporting.style import ACCENT
-from brainage.reporting.task_tables import Column, enough, parts_table, split_name
+from brainage.reporting.task_tables import Column, enough, split_name, table_blocks
 
 AGE_COLUMNS = [
     Column("mae_years", "MAE (years)"), Column("rmse_years", "RMSE (years)"), Column("r2", "R²"),
@@ -32,13 +32,12 @@ def age(evaluation: Evaluation) -> list[Block]:
     if not evaluation.own and (drawn := _figures(evaluation)):
         blocks.append(Block("figures", drawn))
     if not evaluation.own or several:
-        table = parts_table(
-            "age_errors", "Predicted age", rows, {"probe": "Probe", "ages": "Ages"}, AGE_COLUMNS,
+        blocks += table_blocks(
+            canvas, "age_errors", "Predicted age", rows, {"probe": "Probe", "ages": "Ages"}, AGE_COLUMNS,
             note="Slope: of predicted on chronological age, 1 when calibrated, below 1 when drawn to the mean."
             + _guess(evaluation),
             names={"probe": lambda name: name or evaluation.settings.age_probes[0], "ages": lambda name: name or "all"},
         )  # fmt: skip
-        blocks += [canvas.table(table)] if table else []
     return blocks + _intervals(evaluation)
 
 
@@ -99,8 +98,10 @@ def _intervals(evaluation: Evaluation) -> list[Block]:
     rows = evaluation.rows("age_interval")
     if rows.empty:
         return []
-    table = parts_table(
-        "age_intervals", "Intervals of predicted age", rows[(rows["site"] == "") & (rows["sex"] == "")],
+    drawn = _coverage(evaluation, rows)
+    return ([Block("figures", drawn)] if drawn else []) + table_blocks(
+        evaluation.canvas, "age_intervals", "Intervals of predicted age",
+        rows[(rows["site"] == "") & (rows["sex"] == "")],
         {"coverage": "Meant to hold", "probe": "Probe", "band": "Ages", "group": "Group"},
         [Column("coverage", "Holds (%)", 1, 100), Column("width_years", "Width (years)")],
         names={
@@ -108,8 +109,6 @@ def _intervals(evaluation: Evaluation) -> list[Block]:
             "probe": lambda name: name or evaluation.settings.age_probes[0],
         },
     )  # fmt: skip
-    drawn = _coverage(evaluation, rows)
-    return [*([Block("figures", drawn)] if drawn else []), *([evaluation.canvas.table(table)] if table else [])]
 
 
 def _coverage(evaluation: Evaluation, rows: pd.DataFrame) -> list[Drawn]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pandas as pd
+
 from brainage.reporting.age_section import age
 from brainage.reporting.data_sheet import data_sheet
 from brainage.reporting.diagnosis_section import diagnosis
@@ -17,12 +19,13 @@ from brainage.reporting.tables import model_name
 
 
 def who(evaluation: Evaluation) -> list[Block]:
-    """The data sheet of another cohort; the run's own has its section."""
+    """The data sheet of another cohort, all of whom are judged; the run's own has its section."""
     if evaluation.own:
         return []
     if evaluation.table is None:
         return [Block("text", "There is no table.parquet of this cohort: who is in it is not known here.")]
-    return data_sheet(evaluation.canvas, evaluation.table, evaluation.dropped, evaluation.quality)
+    judged = evaluation.table.assign(split=pd.array(["test_external"] * len(evaluation.table), dtype="string"))
+    return data_sheet(evaluation.canvas, judged, evaluation.dropped, evaluation.quality)
 
 
 PARTS: list[tuple[str, str, Callable[[Evaluation], list[Block]]]] = [  # anchor, title, blocks

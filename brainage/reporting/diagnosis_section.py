@@ -9,9 +9,8 @@ from brainage.downstream.results import FEWEST_PEOPLE
 from brainage.reporting import clinical_figures
 from brainage.reporting.clinical_figures import PREDICTOR_NAMES, predictor_name
 from brainage.reporting.evaluations import Evaluation
-from brainage.reporting.page import Block, Drawn
-from brainage.reporting.tables import Table
-from brainage.reporting.task_tables import Column, enough, parts_table
+from brainage.reporting.page import Block, Canvas, Drawn
+from brainage.reporting.task_tables import Column, enough, table_blocks
 from brainage.statistics.roc import (
     CurveBand,
     CurvePoints,
@@ -34,24 +33,24 @@ def diagnosis(evaluation: Evaluation) -> list[Block]:
     whole = rows[rows["labels"].isin(WHOLE)]
     drawn = [figure for pair, curves in _curves(evaluation).items() for figure in _figures(evaluation, pair, curves)]
     drawn += _low_data(evaluation, rows)
-    scores = [_scores(whole[whole["folds"] != BY_SITE], "diagnosis", "Telling groups apart, by predictor")]
+    tables = _scores(canvas, whole[whole["folds"] != BY_SITE], "diagnosis", "Telling groups apart, by predictor")
     by_site = whole[whole["folds"] == BY_SITE]
-    scores.append(_scores(by_site, "diagnosis_by_site", "The same with whole sites held out in turn"))
-    paired = parts_table(
-        "diagnosis_paired", "Differences between predictors, on the same people", evaluation.rows("diagnosis_paired"),
+    tables += _scores(canvas, by_site, "diagnosis_by_site", "The same with whole sites held out in turn")
+    tables += table_blocks(
+        canvas, "diagnosis_paired", "Differences between predictors, on the same people",
+        evaluation.rows("diagnosis_paired"),
         {"pair": "Pair", "contrast": "Predictors", "folds": "Folds"},
         [Column("auc_difference", "AUC difference", 3, sign=True), Column("p", "p", kind="p"),
          Column("p_holm", "p, Holm", kind="p")],
         note="Above 0: the first predictor tells the groups apart better.",
         names={"contrast": contrast_name, "folds": lambda name: "whole sites" if name == BY_SITE else "people"},
     )  # fmt: skip
-    tables = [canvas.table(table) for table in (*scores, paired) if table is not None]
     return ([Block("figures", drawn)] if drawn else []) + tables
 
 
-def _scores(rows: pd.DataFrame, name: str, caption: str) -> Table | None:
-    return parts_table(
-        name, caption, rows, {"pair": "Pair", "predictor": "Predictor"},
+def _scores(canvas: Canvas, rows: pd.DataFrame, name: str, caption: str) -> list[Block]:
+    return table_blocks(
+        canvas, name, caption, rows, {"pair": "Pair", "predictor": "Predictor"},
         [
             Column("auc", "AUC", 3), Column("auc_delong", "by DeLong", 3, kind="interval"),
             Column("average_precision", "Average precision", 3),

@@ -10,7 +10,7 @@ from brainage.downstream.results import FEWEST_PEOPLE
 from brainage.reporting import clinical_figures
 from brainage.reporting.evaluations import Evaluation
 from brainage.reporting.page import Block, Drawn
-from brainage.reporting.task_tables import CORRECTIONS, Column, enough, parts_table
+from brainage.reporting.task_tables import CORRECTIONS, Column, enough, table_blocks
 
 GAP_NAMES = {"none": "Gap, not corrected", "": "Gap"}
 
@@ -23,8 +23,8 @@ def gap(evaluation: Evaluation) -> list[Block]:
         blocks.append(Block("figures", drawn))
     shown = shown_corrections(evaluation)
     differences, groups = evaluation.rows("gap_contrast"), evaluation.rows("gap")
-    contrasts = parts_table(
-        "gap_contrasts", "Differences of the gap between groups", _in_order(differences, "contrast"),
+    blocks += table_blocks(
+        canvas, "gap_contrasts", "Differences of the gap between groups", _in_order(differences, "contrast"),
         {"contrast": "Contrast", "correction": "Correction"},
         [
             Column("difference_years", "Difference (years)", sign=True), Column("hedges_g", "Hedges' g", sign=True),
@@ -32,20 +32,20 @@ def gap(evaluation: Evaluation) -> list[Block]:
         ],
         note="Above 0: the first group's brains look older for their age than the second's.",
     )  # fmt: skip
-    means = parts_table(
-        "gap_groups", "The gap by group", _in_order(groups, "group", shown),
+    blocks += table_blocks(
+        canvas, "gap_groups", "The gap by group", _in_order(groups, "group", shown),
         {"group": "Group", "correction": "Correction"},
         [
             Column("mean_years", "Mean (years)", sign=True), Column("sd_years", "SD (years)"),
             Column("age_slope", "Slope on age", 3, sign=True), Column("mae_years", "MAE (years)"),
         ],
-        note="The MAE of corrected ages is shown to be distrusted: the correction is given the age, so it is inflated.",
+        note="Corrected ages hold the chronological age: their MAE is inflated and no measure of the model.",
     )  # fmt: skip
-    repeats = parts_table(
-        "gap_repeats", "Two scans of one person within 90 days", evaluation.rows("gap_repeat"),
+    blocks += table_blocks(
+        canvas, "gap_repeats", "Two scans of one person within 90 days", evaluation.rows("gap_repeat"),
         {"correction": "Correction"}, [Column("icc", "ICC"), Column("sd_years", "SD of repeats (years)")],
     )  # fmt: skip
-    return blocks + [canvas.table(table) for table in (contrasts, means, repeats) if table is not None]
+    return blocks
 
 
 def _in_order(rows: pd.DataFrame, part: str, only: list[str] | None = None) -> pd.DataFrame:
@@ -96,13 +96,14 @@ def _by_group(
     means = rows.dropna(subset=["low"])
     name = GAP_NAMES.get(correction, f"Gap, corrected ({CORRECTIONS[correction]})")
     figure = clinical_figures.values_by_group(
-        groups, means, most=evaluation.settings.scatter_points, ylabel="predicted − chronological (years)",
+        groups, means, most=evaluation.settings.scatter_points, ylabel="gap (years)",
         title=name, limits=limits,
     )  # fmt: skip
     told = "; ".join(f"{group} {found.mean():+.1f} years in {len(found)} people" for group, found in groups.items())
     return evaluation.canvas.draw(
         f"gap_{correction}", figure, alt=f"{name}, by group, at the first scan of each person; means: {told}.",
-        caption="One dot a person (first scan); diamonds: mean with 95 % interval. sMCI and pMCI are part of MCI.",
+        caption="One dot a person (first scan); diamonds: mean with 95 % interval."
+        + (" sMCI and pMCI are part of MCI." if {"sMCI", "pMCI"} & set(groups) else ""),
     )  # fmt: skip
 
 

@@ -9,10 +9,11 @@ import pandas as pd
 from brainage.data.table import PERSON
 from brainage.downstream.results import FEWEST_PEOPLE
 from brainage.reporting import clinical_figures, longitudinal_figures
+from brainage.reporting.clinical_figures import GROUP_COLOURS
 from brainage.reporting.evaluations import Evaluation
 from brainage.reporting.longitudinal_figures import Curve
 from brainage.reporting.page import Block, Drawn
-from brainage.reporting.task_tables import Column, enough, parts_table
+from brainage.reporting.task_tables import Column, enough, table_blocks
 
 LINES = 300  # people drawn as lines at most
 
@@ -73,9 +74,10 @@ def longitudinal(evaluation: Evaluation) -> list[Block]:
         some = rows[(rows[sheet.part] != "")] if sheet.part else rows
         names = dict.fromkeys(["group", "contrast", "term", "subset"], _told)
         columns = [COLUMNS[metric] for metric in sheet.metrics]
-        table = parts_table(sheet.name, sheet.caption, some, sheet.keys, columns, note=sheet.note, names=names)
-        if table is not None:
-            blocks.append(evaluation.canvas.table(table, folded=sheet.folded))
+        blocks += table_blocks(
+            evaluation.canvas, sheet.name, sheet.caption, some, sheet.keys, columns, note=sheet.note, names=names,
+            folded=sheet.folded,
+        )  # fmt: skip
     return blocks
 
 
@@ -92,14 +94,13 @@ def survival(evaluation: Evaluation) -> list[Block]:
     """Kaplan-Meier by the first visit's gap, and the Cox model."""
     rows, canvas = evaluation.rows("survival"), evaluation.canvas
     metrics = [metric for metric in dict.fromkeys(rows["metric"]) if metric != "p"]
-    table = parts_table(
-        "survival", "Time to conversion", rows, {"term": "Term", "group": "Group", "subset": "People"},
+    drawn = _kaplan_meier(evaluation)
+    return ([Block("figures", [drawn])] if drawn else []) + table_blocks(
+        canvas, "survival", "Time to conversion", rows, {"term": "Term", "group": "Group", "subset": "People"},
         [*(_column(metric) for metric in metrics), Column("p", "p", kind="p")],
         note="A hazard ratio above 1: an older-looking brain at the first visit goes with an earlier conversion.",
         names=dict.fromkeys(["term", "group", "subset"], _told),
     )  # fmt: skip
-    drawn = _kaplan_meier(evaluation)
-    return ([Block("figures", [drawn])] if drawn else []) + ([canvas.table(table)] if table else [])
 
 
 def _column(metric: str) -> Column:
@@ -114,6 +115,8 @@ def _figures(evaluation: Evaluation) -> list[Drawn]:
     frame = frame.dropna(subset=["group", "visit_years", "gap_years"])
     people = frame.drop_duplicates([*PERSON, "group"])["group"].value_counts()
     frame = frame[frame["group"].isin(people.index[people >= FEWEST_PEOPLE])]
+    order = {group: place for place, group in enumerate(GROUP_COLOURS)}
+    frame = frame.sort_values("group", key=lambda groups: groups.map(lambda one: order.get(one, 99)), kind="stable")
     if frame.empty:
         return []
     drawn = [_trajectories(evaluation, frame)]
@@ -133,9 +136,7 @@ def _trajectories(evaluation: Evaluation, frame: pd.DataFrame) -> Drawn:
     figure = longitudinal_figures.trajectories(
         frame, people=most, ylabel=_ylabel(evaluation), title="The gap over the visits"
     )
-    told = "; ".join(
-        f"{group} {part.drop_duplicates(PERSON).shape[0]} people" for group, part in frame.groupby("group")
-    )
+    told = "; ".join(f"{group} {len(part.drop_duplicates(PERSON))} people" for group, part in frame.groupby("group"))
     return evaluation.canvas.draw(
         "trajectories", figure, alt=f"Gap over the years since the first visit, by group: {told}.",
         caption=f"Thin: at most {most} people; thick: the mean of each year with its 95 % interval.",
@@ -145,7 +146,9 @@ def _trajectories(evaluation: Evaluation, frame: pd.DataFrame) -> Drawn:
 def _person_slopes(evaluation: Evaluation, frame: pd.DataFrame) -> list[Drawn]:
     """Slopes of the people who have one, by group."""
     each = frame.dropna(subset=["slope_years_per_year"]).drop_duplicates(PERSON)
-    groups = {str(group): part["slope_years_per_year"].to_numpy(float) for group, part in each.groupby("group")}
+    groups = {
+        str(group): part["slope_years_per_year"].to_numpy(float) for group, part in each.groupby("group", sort=False)
+    }
     groups = {group: slopes for group, slopes in groups.items() if len(slopes) >= FEWEST_PEOPLE}
     if not groups:
         return []

@@ -9,7 +9,7 @@ from brainage.reporting.clinical_figures import predictor_name
 from brainage.reporting.evaluations import Evaluation
 from brainage.reporting.page import Block, Drawn
 from brainage.reporting.tables import model_name
-from brainage.reporting.task_tables import Column, parts_table
+from brainage.reporting.task_tables import Column, table_blocks
 
 FEWEST_NETWORKS = 3
 LEARNT = ("probe", "gap", "finetuned")  # predictors that depend on the network, the first that is there is drawn
@@ -18,19 +18,17 @@ LEARNT = ("probe", "gap", "finetuned")  # predictors that depend on the network,
 def mae_auc(evaluation: Evaluation) -> list[Block]:
     """A scatter over networks (losses, seeds, checkpoints) for each pair, and the correlation."""
     drawn = [figure for pair in _pairs(evaluation) if (figure := _scatter(evaluation, pair))]
-    table = None
+    blocks = [Block("figures", drawn)] if drawn else []
     if evaluation.results is not None and evaluation.has("mae_auc"):
         rows = evaluation.results[evaluation.results["task"] == "mae_auc"]
-        table = parts_table(
-            "mae_auc", "Age error against diagnosis, over networks", rows,
+        blocks += table_blocks(
+            evaluation.canvas, "mae_auc", "Age error against diagnosis, over networks", rows,
             {"pair": "Pair", "predictor": "Predictor", "group": "Of"},
             [Column("pearson_r", "Pearson r"), Column("spearman_r", "Spearman r")],
             note="Below 0: networks that err less in age tell the groups apart better. n counts networks.",
             names={"predictor": predictor_name},
         )  # fmt: skip
-    if not drawn and table is None:
-        return []
-    return ([Block("figures", drawn)] if drawn else []) + ([evaluation.canvas.table(table)] if table else [])
+    return blocks
 
 
 def networks(evaluation: Evaluation, pair: str) -> pd.DataFrame:

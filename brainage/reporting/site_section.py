@@ -10,7 +10,7 @@ from brainage.reporting import figures
 from brainage.reporting.evaluations import NUMBER, Evaluation
 from brainage.reporting.page import Block, Drawn
 from brainage.reporting.style import ACCENT, MUTED, plain
-from brainage.reporting.task_tables import Column, enough, parts_table, split_name
+from brainage.reporting.task_tables import Column, enough, split_name, table_blocks
 
 AFTER = {"combat": "after ComBat", "residual": "after removing site means", "": "as it is"}
 SUBSETS = {"age_matched": "age-matched people", "": ""}
@@ -29,15 +29,10 @@ def site(evaluation: Evaluation) -> list[Block]:
     drawn = _site_figure(evaluation, rows)
     if drawn:
         blocks.append(Block("figures", [drawn]))
-    controls = {
-        "predictor": "Read from",
-        "after": "Harmonised",
-        "subset": "People",
-        "probe": "Probe",
-        "term": "Removed",
-    }
-    table = parts_table(
-        "site", "Reading the site", rows, controls, [Column("balanced_accuracy", "Balanced accuracy (%)", 1, 100)],
+    blocks += table_blocks(
+        canvas, "site", "Reading the site", rows,
+        {"predictor": "Read from", "after": "Harmonised", "subset": "People", "probe": "Probe", "term": "Removed"},
+        [Column("balanced_accuracy", "Balanced accuracy (%)", 1, 100)],
         note="Lower is better, down to chance. Age alone shows how far sites differ in who came to them.",
         names={
             "predictor": lambda name: READ_FROM.get(name, name), "after": lambda name: AFTER.get(name, name),
@@ -46,13 +41,13 @@ def site(evaluation: Evaluation) -> list[Block]:
         },
     )  # fmt: skip
     ages = evaluation.rows("age", "mae_years")
-    after = parts_table(
-        "age_after", "Age error after harmonisation", ages[(ages["probe"] == "") & (ages["ages"] == "")],
+    if not (ages["after"] != "").any():
+        return blocks
+    return blocks + table_blocks(
+        canvas, "age_after", "Age error after harmonisation", ages[(ages["probe"] == "") & (ages["ages"] == "")],
         {"after": "Harmonised", "term": "Removed"}, [Column("mae_years", "MAE (years)")],
         names={"after": lambda name: AFTER.get(name, name), "term": lambda name: name or "nothing"},
     )  # fmt: skip
-    blocks += [canvas.table(table)] if table else []
-    return blocks + ([canvas.table(after)] if after and (ages["after"] != "").any() else [])
 
 
 def chance_rows(evaluation: Evaluation) -> pd.DataFrame:
@@ -118,26 +113,20 @@ def fairness(evaluation: Evaluation) -> list[Block]:
         there = rows[kind] != ""
         rows.loc[there, "kind"], rows.loc[there, "part"] = name, rows.loc[there, kind]
     drawn = [figure for kind in KINDS.values() if (figure := _fair_figure(evaluation, rows, kind))]
-    apart = rows[rows["metric"] == "mae_gap_years"].copy()
-    apart["of"] = [_kind_of(row) for row in apart.to_dict("records")]
-    gaps = parts_table(
-        "fairness_gap", "Largest minus smallest MAE", apart, {"of": "Between"}, [Column("mae_gap_years", "Years")]
-    )
-    table = parts_table(
-        "fairness", "Errors by subgroup", rows, {"kind": "By", "part": "Subgroup"},
-        [Column("mae_years", "MAE (years)"), Column("bias_years", "Mean error (years)", sign=True)],
-    )  # fmt: skip
     blocks = [Block("figures", drawn)] if drawn else []
-    blocks += [canvas.table(gaps)] if gaps else []
-    return blocks + ([canvas.table(table, folded=True)] if table else [])
-
-
-def _kind_of(row: dict[str, str]) -> str:
-    """Between whom: the part's name, or which kind of part the note's first phrase is of."""
-    for kind, name in KINDS.items():
-        if row[kind]:
-            return f"{name.lower()}s" if row[kind] in ("", "all") else f"{name.lower()}: {row[kind]}"
-    return row["subset"] or row["term"] or "all"
+    blocks += table_blocks(
+        canvas, "fairness_gap", "Largest minus smallest MAE", rows[rows["contrast"] != ""], {"contrast": "Between"},
+        [
+            Column("mae_gap_years", "Difference (years)"), Column("chance_mae_gap_years", "Of shuffled people (years)"),
+            Column("p", "p", kind="p"),
+        ],
+        note="Noise alone makes the largest and the smallest differ: compare with shuffled people.",
+        names={"contrast": lambda name: KINDS.get(name, name)},
+    )  # fmt: skip
+    return blocks + table_blocks(
+        canvas, "fairness", "Errors by subgroup", rows[rows["part"] != ""], {"kind": "By", "part": "Subgroup"},
+        [Column("mae_years", "MAE (years)"), Column("bias_years", "Mean error (years)", sign=True)], folded=True,
+    )  # fmt: skip
 
 
 def _fair_figure(evaluation: Evaluation, rows: pd.DataFrame, kind: str) -> Drawn | None:

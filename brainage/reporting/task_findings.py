@@ -128,6 +128,14 @@ def _no_better_than_guessing(run: RunFolder, evaluation: Evaluation) -> Iterator
         )
 
 
+def _every(evaluation: Evaluation, task: str) -> pd.DataFrame:
+    """Rows of every seed of the main model: those of all seeds together do not repeat what went wrong in one."""
+    rows = evaluation.results
+    if rows is None:
+        return evaluation.rows(task)
+    return rows[(rows["task"] == task) & (rows["model"] == evaluation.model)]
+
+
 def _aucs(evaluation: Evaluation) -> pd.DataFrame:
     rows = evaluation.rows("diagnosis", "auc", folds="")
     return rows[rows["labels"].isin(["", "1", "1.0"]) & rows["estimate"].notna()].drop_duplicates(["pair", "predictor"])
@@ -138,7 +146,7 @@ def _site_probe(run: RunFolder, evaluation: Evaluation) -> Iterator[Found]:
     del run
     if evaluation.own:
         return
-    rows = evaluation.rows("site")
+    rows = _every(evaluation, "site")
     if rows["note"].map(lambda note: bool(UNCONVERGED.search(note))).any():
         text = "Site accuracy may be too low, which would flatter the features."
         yield "caution", f"A site probe did not converge ({_of(evaluation)})", text
@@ -146,7 +154,7 @@ def _site_probe(run: RunFolder, evaluation: Evaluation) -> Iterator[Found]:
 
 def _fallback(run: RunFolder, evaluation: Evaluation) -> Iterator[Found]:
     del run
-    rows = evaluation.rows("longitudinal")
+    rows = _every(evaluation, "longitudinal")
     notes = [phrase for note in rows["note"] for phrase in note.split("; ") if FALLBACK.search(phrase)]
     if notes:
         yield "caution", f"The mixed model fell back ({_of(evaluation)})", f"{'; '.join(dict.fromkeys(notes))}."

@@ -38,7 +38,8 @@ def task_methods(run: RunFolder, evaluations: Sequence[Evaluation]) -> list[str]
             SURVIVAL if "survival" in tasks else "",
         ]
         if len(list(filter(None, told))) > 1:
-            paragraphs.append(" ".join(filter(None, told)))
+            groups = (told[:5], told[5:7], told[7:])
+            paragraphs += [" ".join(filter(None, some)) for some in groups if any(some)]
     return paragraphs
 
 

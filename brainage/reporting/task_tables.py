@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from brainage.downstream.results import FEWEST_PEOPLE, PARTS
+from brainage.reporting.page import Block, Canvas
 from brainage.reporting.style import SPLIT_NAMES
 from brainage.reporting.tables import Cell, Estimate, Table
 
@@ -28,6 +29,19 @@ class Column(NamedTuple):
     sign: bool = False
 
 
+def table_blocks(
+    canvas: Canvas, name: str, caption: str, rows: pd.DataFrame, *told: Any, folded: bool = False, **more: Any
+) -> list[Block]:
+    """`parts_table` on the page; where no number could be computed, why, in words."""
+    table = parts_table(name, caption, rows, *told, **more)
+    if table is None:
+        return []
+    if table.shown.empty:
+        canvas.write(table)
+        return [Block("text", f"{caption}: {table.note[:1].lower()}{table.note[1:]}")]
+    return [canvas.table(table, folded=folded)]
+
+
 def parts_table(
     name: str,
     caption: str,
@@ -40,8 +54,8 @@ def parts_table(
 ) -> Table | None:
     """Table of results' rows; `keys`: column of `rows` -> header, `names`: column -> how its values are told.
 
-    A key with one value is left out but for the first, a metric without any number too; why numbers are missing is
-    told in the note. None where no row has a number or a reason.
+    A key with one value is left out but for the first. `data` holds every line; `shown` those with a number, and the
+    note why others have none: where no line has, the note is that alone. None where there is no row.
     """
     wanted = [column for column in columns if (rows["metric"] == column.metric).any()]
     rows = rows[rows["metric"].isin([column.metric for column in wanted])]
@@ -56,12 +70,15 @@ def parts_table(
         texts = [str(value) for value in values]
         found = {column.metric: _first(group, column.metric) for column in wanted}
         data.append(_numbers(dict(zip(keys, texts, strict=True)), found, group))
+        if group["estimate"].isna().all():
+            continue
         shown.append({
             **{header: tell.get(key, str)(text) for (key, header), text in zip(keys.items(), texts, strict=True)},
             **{column.header: _cell(column, found[column.metric]) for column in wanted},
             "n": str(int(group["n"].max())),
         })  # fmt: skip
-    told = " ".join(filter(None, [note, *_common(rows), reasons(rows)]))
+    said = [note, *_common(rows), _seeds(rows)] if shown else []
+    told = " ".join(filter(None, [*said, reasons(rows)]))
     return Table(name, caption, pd.DataFrame(data), pd.DataFrame(shown), told, words=tuple(keys.values()))
 
 
@@ -87,8 +104,9 @@ def p_text(p: float) -> str:
 
 def reasons(rows: pd.DataFrame) -> str:
     """Why numbers are missing, each reason once; empty where none is."""
-    missing = rows.loc[rows["estimate"].isna(), "note"]
-    told = dict.fromkeys(own_phrases(note)[-1] for note in missing if own_phrases(note))
+    missing = [own_phrases(note) for note in rows.loc[rows["estimate"].isna(), "note"]]
+    starts = [next((i for i, one in enumerate(said) if one.startswith("not ")), 0) for said in missing]
+    told = dict.fromkeys("; ".join(said[start:]) for said, start in zip(missing, starts, strict=True) if said)
     return "".join(f" {reason[:1].upper()}{reason[1:]}." for reason in told).strip()
 
 
@@ -137,6 +155,15 @@ def _cell(column: Column, row: pd.Series | None) -> Cell:
         return Cell(found.interval(column.digits, column.scale) or "–")
     cell = found.cell(column.digits, scale=column.scale)
     return Cell(f"{found.estimate * column.scale:+.{column.digits}f}", cell.small) if column.sign else cell
+
+
+def _seeds(rows: pd.DataFrame) -> str:
+    """Of several seeds numbers are means; a p value has none."""
+    if "seed" not in rows or not rows["note"].str.contains("sd over seeds").any():
+        return ""
+    single = rows["metric"].isin(["p", "p_holm"]) & rows["seed"].notna()
+    alone = " p values are those of the first seed." if single.any() else ""
+    return f"Means over seeds, of estimates and of interval ends.{alone}"
 
 
 def _common(rows: pd.DataFrame) -> list[str]:
