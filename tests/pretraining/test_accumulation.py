@@ -15,13 +15,14 @@ from brainage.pretraining.plan import training_cost
 from brainage.pretraining.run import build_module, pretrain, start_up
 from tests.pretraining.groups import together
 from tests.pretraining.test_ranks import assert_same_run
-from tests.pretraining.test_resume import assert_equal_weights, final_weights, journal, kill_at
+from tests.pretraining.test_resume import assert_equal_weights, final_weights, journal
+from tests.pretraining.test_run import interrupted
 from tests.scans import SimulatedScans, small_experiment
 
 PLAIN = ("encoder.norm=none", "encoder.head=mlp", "optim.name=sgd", "optim.momentum=0", "optim.weight_decay=0")
 # 4 batches of 5 an epoch: steps of 3 and 1
 SHARED = ("trainer.accumulate=3", "checkpoint.every_steps=1", "checkpoint.keep=9", "optim.name=sgd")
-KILLED = ("trainer.accumulate=3", "encoder.dropout=0.2", "checkpoint.every_steps=1", "health.every_steps=2")
+FALLEN = ("trainer.accumulate=3", "encoder.dropout=0.2", "checkpoint.every_steps=1", "health.every_steps=2")
 
 
 def after(tmp_path: Path, *overrides: str) -> dict[str, torch.Tensor]:
@@ -70,12 +71,13 @@ def test_it_is_a_bigger_batch_where_nobody_is_compared_and_only_there(tmp_path, 
     assert equal or apart > 1e-2 * moved
 
 
-def test_a_killed_run_of_several_batches_a_step_ends_as_the_undisturbed_one(tmp_path):
-    undisturbed = pretrain(small_experiment(tmp_path / "one", *KILLED), SimulatedScans())
-    kill_at(4, tmp_path / "two", *KILLED)
-    resumed_from = load_checkpoint(checkpoints(run_folder(small_experiment(tmp_path / "two", *KILLED)))[0])
+def test_an_interrupted_run_of_several_batches_a_step_ends_as_the_undisturbed_one(tmp_path, monkeypatch):
+    undisturbed = pretrain(small_experiment(tmp_path / "one", *FALLEN), SimulatedScans())
+    experiment = small_experiment(tmp_path / "two", *FALLEN)
+    interrupted(monkeypatch, experiment, SimulatedScans(), step=4)
+    resumed_from = load_checkpoint(checkpoints(run_folder(experiment))[0])
     assert resumed_from[PAYLOAD]["step"] == resumed_from["global_step"] == 3  # in mid-epoch
-    resumed = pretrain(small_experiment(tmp_path / "two", *KILLED), SimulatedScans())
+    resumed = pretrain(experiment, SimulatedScans())
     assert_equal_weights(final_weights(resumed.folder), final_weights(undisturbed.folder))
     found, expected = journal(resumed.folder), journal(undisturbed.folder)
     assert {step for step, name in expected if name == "train/loss"} == {1, 2, 3, 4, 5, 6}  # 2 steps an epoch

@@ -13,7 +13,8 @@ from brainage.pretraining.averaging import AVERAGED, Averaging, WeightAverage
 from brainage.pretraining.checkpoint import checkpoints, load_checkpoint, load_module
 from brainage.pretraining.run import build_module, pretrain
 from tests.pretraining.groups import together
-from tests.pretraining.test_resume import assert_equal_weights, final_weights, journal, kill_at
+from tests.pretraining.test_resume import assert_equal_weights, final_weights, journal
+from tests.pretraining.test_run import interrupted
 from tests.scans import SimulatedScans, small_experiment
 
 DECAY = ("trainer.ema_decay=0.9", "encoder.dropout=0.2", "optim.lr=0.01")
@@ -63,9 +64,10 @@ def test_a_decay_of_nothing_is_the_last_weight_and_of_nearly_one_the_plain_mean(
         assert average.weights["weight"].item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_killed_run_ends_with_the_average_of_the_undisturbed_one(tmp_path, undisturbed):
-    kill_at(7, tmp_path, *DECAY)  # its last checkpoint, of step 6, is in mid-epoch
-    resumed = trained(small_experiment(tmp_path, *DECAY))
+def test_an_interrupted_run_ends_with_the_average_of_the_undisturbed_one(tmp_path, monkeypatch, undisturbed):
+    experiment = small_experiment(tmp_path, *DECAY)
+    interrupted(monkeypatch, experiment, SimulatedScans(), step=7)  # its last checkpoint, of step 6, is in mid-epoch
+    resumed = trained(experiment)
     assert_equal_weights(averaged(resumed), averaged(undisturbed))
     assert_equal_weights(final_weights(resumed), final_weights(undisturbed))
     found, expected = journal(resumed), journal(undisturbed)
