@@ -26,7 +26,8 @@ from brainage.experiment_files import find_shipped, read_yaml
 from brainage.headline import at_a_glance, mlflow_metrics, print_headline, print_tasks
 from brainage.runtime import choose_device, console, set_threads
 from brainage.runtime.files import write_atomically
-from brainage.stages import prepare_stage
+from brainage.runtime.ranks import is_first
+from brainage.stages import prepare_together
 
 if TYPE_CHECKING:  # imports torch
     from brainage.pretraining.folder import Pretrained
@@ -101,7 +102,7 @@ def report_stage(experiment: Experiment, folder: Path, results: pd.DataFrame) ->
 
 
 def embed_stage(experiment: Experiment, data: ScanSource, folder: Path, out: Path) -> None:
-    """Embed every scan of a cohort with a finished run's encoder."""
+    """Embed every scan of a cohort with a finished run's encoder; processes that srun or torchrun started share it."""
     from brainage.data.splits import was_seen
     from brainage.downstream.embed import embed
     from brainage.downstream.features import write_embeddings
@@ -112,15 +113,17 @@ def embed_stage(experiment: Experiment, data: ScanSource, folder: Path, out: Pat
     checkpoint = finished_run(folder).checkpoint
     module, payload = load_module(checkpoint)
     module.contract.refuse_other(data.contract, str(checkpoint))  # before hours of preparation
-    prepare_stage(data)
+    prepare_together(experiment, data)
     set_threads(experiment.trainer.threads)
     device = str(choose_device(experiment.trainer.accelerator))
-    frame = embed(module, data, np.arange(len(data.table)), device=device)
+    found = embed(module, data, np.arange(len(data.table)), device=device)
+    if not is_first():
+        return
     out.parent.mkdir(parents=True, exist_ok=True)
     seen = was_seen(data.table, payload.seen, payload.salt)
-    write_embeddings(out, frame, np.stack(list(frame["trunk"])), np.stack(list(frame["head"])), seen=seen)
+    write_embeddings(out, found.keys, found.trunk, found.head, seen=seen)
     known = f", {int(seen.sum())} of them of people whom the encoder was trained on" if seen.any() else ""
-    console().print(f"{len(frame)} scans embedded{known}: {out}", soft_wrap=True)
+    console().print(f"{len(found.keys)} scans embedded{known}: {out}", soft_wrap=True)
 
 
 def evaluation_experiment(run: Path, on: str, overrides: list[str]) -> tuple[Experiment, str]:

@@ -30,14 +30,6 @@ class _Part(NamedTuple):
 
 def embed(
     module: PretrainingModule, data: ScanSource, rows: np.ndarray, *, device: str = "cpu", batch_size: int = 16
-) -> pd.DataFrame:
-    """`embed_arrays` as a table: KEY columns, `trunk` [F] and `head` [D] (float32 vectors)."""
-    found = embed_arrays(module, data, rows, device=device, batch_size=batch_size)
-    return found.keys.assign(trunk=list(found.trunk), head=list(found.head))
-
-
-def embed_arrays(
-    module: PretrainingModule, data: ScanSource, rows: np.ndarray, *, device: str = "cpu", batch_size: int = 16
 ) -> Embeddings:
     """Keys, trunk features and head outputs of the given rows of a store, each scan once, in their order.
 

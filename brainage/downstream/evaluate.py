@@ -118,7 +118,7 @@ def _embedded(
     scoring.refuse_seen(payload.seen, payload.salt, f"{label} ({run.folder.name})")
     device = str(choose_device(experiment.trainer.accelerator))
 
-    def compute() -> pd.DataFrame:
+    def compute() -> Embeddings:
         return embed(module, data, np.arange(len(data.table)), device=device)
 
     module.contract.refuse_other(data.contract, str(run.checkpoint))
@@ -148,7 +148,7 @@ def _baseline(
 def _untrained(experiment: Experiment, data: ScanSource, folder: Path, seed: int) -> Embeddings:
     device = str(choose_device(experiment.trainer.accelerator))
 
-    def compute() -> pd.DataFrame:
+    def compute() -> Embeddings:
         module = build_module(sibling(experiment, experiment.loss.name, seed), data)
         return embed(module, data, np.arange(len(data.table)), device=device)
 

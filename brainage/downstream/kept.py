@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from brainage.data.source import ScanSource
 from brainage.data.table import scan_keys
@@ -15,7 +14,7 @@ from brainage.downstream.features import Embeddings, read_embeddings, write_embe
 
 
 def kept_embeddings(
-    path: Path, model: str, data: ScanSource, compute: Callable[[], pd.DataFrame], seen: np.ndarray | None = None
+    path: Path, model: str, data: ScanSource, compute: Callable[[], Embeddings], seen: np.ndarray | None = None
 ) -> Embeddings:
     """The embeddings in `path` if they are those of this model and these samples, else computed and written; `seen`
     are the scans of people whom the model was trained on."""
@@ -24,10 +23,9 @@ def kept_embeddings(
         kept = read_embeddings(path)
         if kept.source == source and scan_keys(kept.keys).tolist() == scan_keys(data.table).tolist():
             return kept
-    frame = compute()
+    found = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    vectors = np.stack(list(frame["trunk"])), np.stack(list(frame["head"]))
-    write_embeddings(path, frame, *vectors, source=source, seen=seen)
+    write_embeddings(path, found.keys, found.trunk, found.head, source=source, seen=seen)
     return read_embeddings(path)
 
 

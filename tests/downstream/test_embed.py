@@ -21,29 +21,29 @@ def trained(finished):
     return load_module(finished[2].checkpoint)[0], finished[1]
 
 
-def vectors(frame, name="trunk") -> np.ndarray:
-    return np.stack(list(frame[name]))
+def vectors(found, name="trunk") -> np.ndarray:
+    return getattr(found, name)
 
 
 def test_rows_come_in_the_order_asked_for_with_their_keys(trained):
     module, data = trained
     rows = np.array([17, 3, 30, 4])
-    frame = embed(module, data, rows)
-    assert scan_keys(frame).tolist() == scan_keys(data.table.iloc[rows]).tolist()
+    found = embed(module, data, rows)
+    assert scan_keys(found.keys).tolist() == scan_keys(data.table.iloc[rows]).tolist()
     whole = embed(module, data, np.arange(len(data.table)))
-    np.testing.assert_allclose(vectors(frame), vectors(whole)[rows], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(vectors(found), vectors(whole)[rows], rtol=1e-5, atol=1e-6)
 
 
 def test_they_are_what_the_encoder_makes_of_one_scan_at_a_time(trained):
     module, data = trained
-    frame = embed(module, data, np.arange(len(data.table)))
+    found = embed(module, data, np.arange(len(data.table)))
     for row in (0, 21, 39):
         sample = (np.array(data.store.arrays[row]) - module.normaliser.mean.numpy()) / module.normaliser.sd.numpy()
         with torch.no_grad():
             trunk = module.encoder(torch.from_numpy(sample)[None])
             head = module.head(trunk)
-        np.testing.assert_allclose(frame["trunk"][row], trunk[0], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(frame["head"][row], (head / head.norm())[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.trunk[row], trunk[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.head[row], (head / head.norm())[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 40])
@@ -96,8 +96,8 @@ def test_samples_of_another_kind_are_refused_before_anything_is_computed(trained
 
 
 def test_a_file_of_embeddings_says_what_it_was_computed_from(trained, tmp_path):
-    frame = embed(*trained, np.arange(4))
-    arrays = (frame, vectors(frame), vectors(frame, "head"))
+    found = embed(*trained, np.arange(4))
+    arrays = (found.keys, found.trunk, found.head)
     write_embeddings(tmp_path / "a.parquet", *arrays, source="checkpoint 12ab")
     write_embeddings(tmp_path / "b.parquet", *arrays)
     assert read_embeddings(tmp_path / "a.parquet").source == "checkpoint 12ab"

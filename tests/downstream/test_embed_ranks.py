@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from brainage.data.table import scan_keys
-from brainage.downstream.embed import embed, embed_arrays
+from brainage.downstream.embed import embed
 from brainage.errors import DataError
 from brainage.pretraining.checkpoint import load_module
 from tests.pretraining.groups import together
@@ -34,7 +34,7 @@ def embedded(rank, ranks, checkpoint, data):
     module.embed = lambda samples: seen.append(len(samples)) or encode(samples)
     found = []
     for rows, batch_size in ((ROWS, 4), (ROWS, 2), (ROWS, 11), (ROWS[:1], 16)):
-        whole = embed_arrays(module, data, rows, batch_size=batch_size)
+        whole = embed(module, data, rows, batch_size=batch_size)
         found.append((scan_keys(whole.keys).tolist(), torch.from_numpy(whole.trunk), torch.from_numpy(whole.head)))
     return found, seen
 
@@ -57,7 +57,7 @@ def of_other_scans(rank, ranks, checkpoint, data):
     if rank == 1:
         data.table = data.table.assign(participant_id="x" + data.table["participant_id"])
     with pytest.raises(DataError) as refused:
-        embed_arrays(load_module(checkpoint)[0], data, ROWS, batch_size=4)
+        embed(load_module(checkpoint)[0], data, ROWS, batch_size=4)
     return str(refused.value)
 
 
@@ -70,19 +70,10 @@ def test_processes_that_hold_other_scans_are_refused_on_each(scans):
 def test_a_scan_asked_for_twice_is_there_once_where_it_was_first(scans):
     module = load_module(scans[0])[0]
     found = embed(module, scans[1], np.array([17, 3, 17, 30, 3]), batch_size=2)
-    assert scan_keys(found).tolist() == scan_keys(scans[1].table.iloc[[17, 3, 30]]).tolist()
-    np.testing.assert_array_equal(found["trunk"][2], embed(module, scans[1], ROWS[2:3])["trunk"][0])
-
-
-def test_arrays_are_those_of_the_table(scans):
-    module = load_module(scans[0])[0]
-    frame, arrays = embed(module, scans[1], ROWS), embed_arrays(module, scans[1], ROWS)
-    assert arrays.trunk.dtype == arrays.head.dtype == np.float32
-    np.testing.assert_array_equal(np.stack(list(frame["trunk"])), arrays.trunk)
-    np.testing.assert_array_equal(np.stack(list(frame["head"])), arrays.head)
-    assert list(arrays.keys) == ["cohort", "participant_id", "session_id", "run"]
+    assert scan_keys(found.keys).tolist() == scan_keys(scans[1].table.iloc[[17, 3, 30]]).tolist()
+    np.testing.assert_array_equal(found.trunk[2], embed(module, scans[1], ROWS[2:3]).trunk[0])
 
 
 def test_no_rows_are_refused(scans):
     with pytest.raises(DataError, match="no scans to embed"):
-        embed_arrays(load_module(scans[0])[0], scans[1], ROWS[:0])
+        embed(load_module(scans[0])[0], scans[1], ROWS[:0])

@@ -138,8 +138,8 @@ def test_nobody_scored_was_seen_by_any_encoder(evaluated):
 def test_a_supervised_networks_own_head_gives_its_own_ages(evaluated):
     experiment, data, folder, _ = evaluated
     module, _ = load_module(checkpoints(run_folder(sibling(experiment, "l1", 1)))[0])
-    ages = embed(module, data, np.arange(len(data.table)))["head"].map(lambda head: float(head[0]))
-    expected = ages.set_axis(scan_keys(data.table))
+    found = embed(module, data, np.arange(len(data.table)))
+    expected = pd.Series(found.head[:, 0].astype(float), index=scan_keys(data.table))
     predictions = read_table(folder / "predictions.parquet")
     own = predictions[(predictions["model"] == "l1_head") & (predictions["seed"] == 1)]
     np.testing.assert_allclose(own["predicted_age_years"], expected.loc[scan_keys(own)], rtol=1e-5)
@@ -149,7 +149,7 @@ def test_the_untrained_baseline_is_the_network_before_its_first_step(evaluated):
     experiment, data, folder, _ = evaluated
     for seed in (0, 1):
         module = evaluation.build_module(sibling(experiment, "exp", seed), data)
-        expected = np.stack(list(embed(module, data, np.arange(len(data.table)))["trunk"]))
+        expected = embed(module, data, np.arange(len(data.table))).trunk
         found = read_embeddings(folder / "embeddings" / f"untrained-seed{seed}.parquet").trunk
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 

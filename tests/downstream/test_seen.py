@@ -151,10 +151,9 @@ def probes(features: Features, table: pd.DataFrame, **config) -> None:
 def test_a_file_of_embeddings_is_not_scored_on_people_its_network_was_trained_on(two_folds, tmp_path):
     _, first, second, folder = two_folds
     module, payload = load_module(checkpoints(folder)[0])
-    frame = embed(module, second, np.arange(len(second.table)))
+    found = embed(module, second, np.arange(len(second.table)))
     seen = was_seen(second.table, payload.seen, payload.salt)
-    vectors = np.stack(list(frame["trunk"])), np.stack(list(frame["head"]))
-    write_embeddings(tmp_path / "x.parquet", frame, *vectors, seen=seen)
+    write_embeddings(tmp_path / "x.parquet", found.keys, found.trunk, found.head, seen=seen)
     written = read_embeddings(tmp_path / "x.parquet")
     assert set(person_keys(written.keys[written.seen])) == set(person_keys(trained(first)))
     for part in ("trunk", "head"):
@@ -171,9 +170,9 @@ def test_another_split_file_with_the_same_people_is_refused(two_folds, tmp_path)
     """A split of one's own, in which a single person moved from train to a test."""
     _, first, _, folder = two_folds
     module, payload = load_module(checkpoints(folder)[0])
-    frame = embed(module, first, np.arange(len(first.table)))
+    found = embed(module, first, np.arange(len(first.table)))
     seen = was_seen(first.table, payload.seen, payload.salt).to_numpy()
-    features = Features("exp", 0, frame, np.stack(list(frame["trunk"])), "trunk", seen)
+    features = Features("exp", 0, found.keys, found.trunk, "trunk", seen)
     split = read_split(first.config.split)
     who = split.index[split["split"] == "train"][3]
     split.loc[who, "split"] = "test_external"
