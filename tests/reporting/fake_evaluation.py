@@ -201,7 +201,10 @@ def _fair_rows(n):
             yield result_row(*WHERE, "fairness", "mae_years", _around(5 + place / 3, 0.5), 50, f"{kind}={name}")
             yield result_row(*WHERE, "fairness", "bias_years", _around(place / 2, 0.5), 50, f"{kind}={name}")
     yield too_few_row(*WHERE, "fairness", "mae_years", 3, "site=s9")
-    yield result_row(*WHERE, "fairness", "mae_gap_years", _around(0.6, 0.4), n, "subset=site")
+    for kind in ("sex", "band", "site"):
+        yield result_row(*WHERE, "fairness", "mae_gap_years", _around(0.6, 0.4), n, f"contrast={kind}")
+        yield result_row(*WHERE, "fairness", "chance_mae_gap_years", _alone(0.4), n, f"contrast={kind}", "200 shuffles")
+        yield result_row(*WHERE, "fairness", "p", _alone(0.2), n, f"contrast={kind}", "200 shuffles")
 
 
 def _longitudinal_rows(n):
