@@ -95,24 +95,36 @@ def bench_stage(
 ) -> list[BenchRow]:
     """Run and print the table, and how to read it."""
     import torch
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     rows = run_bench(experiment, data, steps=steps, reopen=reopen)
     device, trainer = choose_device(experiment.trainer.accelerator), experiment.trainer
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     shape = " x ".join(map(str, data.contract.shape))
-    table = Table(title=f"{experiment.name}: {experiment.encoder.name} x {experiment.encoder.width:g} on {shape}, "
-                        f"{hardware}, torch {torch.__version__}, {trainer.precision}, {steps} steps")  # fmt: skip
+    console().print(
+        f"{experiment.name}: {experiment.encoder.name} x {experiment.encoder.width:g} on {shape}, {hardware}, "
+        f"torch {torch.__version__}, {trainer.precision}, {steps} steps on one device", soft_wrap=True, markup=False,
+    )  # fmt: skip
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in ("", "images/s", "ms a step", "loader wait", "peak GiB"):
         table.add_column(column, justify="left" if not column else "right")
     for row in rows:
         numbers = [
-            f"{row.images_per_s:.3g}", f"{row.step_ms:.4g}", f"{row.loader_wait_share:.0%}", f"{row.memory_gib:.2f}",
+            _digits(row.images_per_s), _digits(row.step_ms), f"{row.loader_wait_share:.0%}", f"{row.memory_gib:.2f}",
         ]  # fmt: skip
         table.add_row(row.what, *(["-"] * 3 + [row.skipped] if row.skipped else numbers))
     console().print(table)
     console().print(HOW_TO_READ, markup=False)
     return rows
+
+
+def _digits(value: float) -> str:
+    """
+    >>> _digits(3.456), _digits(1234.5)
+    ('3.46', '1,234')
+    """
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _why_not(changes: dict[str, Any], device: str, kind: str) -> str:

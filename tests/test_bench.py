@@ -109,5 +109,5 @@ def test_the_table_is_printed_with_how_to_read_it(monkeypatch, capsys):
     experiment = small_experiment("runs")
     assert bench_stage(experiment, SimulatedScans(experiment)) is rows
     out = " ".join(capsys.readouterr().out.split())
-    for words in ("data only", "1.23e+03", "100%", "0.51", "needs a GPU", "How to read it", "mlp x 1 on 12"):
+    for words in ("data only", "1,234", "100%", "0.51", "needs a GPU", "How to read it", "mlp x 1 on 12"):
         assert words in out
