@@ -8,6 +8,7 @@ LAUNCHER ?=
 PROFILE ?= one_gpu
 RUN    ?=
 ON     ?=
+FEATURES ?=
 OUT    ?= demo_data/openbhb
 ARGS   ?=
 PIP_ARGS ?=
@@ -18,11 +19,11 @@ SLURM  := $(if $(filter slurm,$(LAUNCHER)),slurm)
 ON     := $(if $(SLURM),--profile $(PROFILE))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint experiments simulate prepare inspect split pretrain evaluate report study check doctor ui clean
+.PHONY: help install demo test test-slow lint experiments simulate prepare inspect split pretrain evaluate report judge bench study check doctor ui clean
 
 help: ## print the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@echo '  variables: EXP=experiment DATA=cohort-folder RUN=run-folder ON=cohort OUT=folder STUDY=study LAUNCHER=slurm PROFILE=profile'
+	@echo '  variables: EXP=experiment DATA=cohort-folder RUN=run-folder ON=cohort FEATURES=table OUT=folder STUDY=study LAUNCHER=slurm PROFILE=profile'
 	@echo '             ARGS="key=value --limit 10 --dry-run" PIP_ARGS=...'
 
 install: $(READY) ## virtual environment with the tested versions (PIP_ARGS= for another build of torch)
@@ -67,6 +68,12 @@ evaluate: $(READY) ## age, gap, diagnosis, site, trajectories, report: RUN= [ON=
 
 report: $(READY) ## write report.html again: RUN=
 	$(BIN)/brainage report "$(RUN)" $(ARGS)
+
+judge: $(READY) ## judge the embeddings of any tool: FEATURES=table EXP= DATA= OUT=folder
+	$(BIN)/brainage judge "$(FEATURES)" $(EXP) $(DATA_ARG) --out "$(patsubst demo_data/openbhb,judged,$(OUT))" $(ARGS)
+
+bench: $(READY) ## images a second of data, network and both: EXP= DATA=
+	$(BIN)/brainage bench $(EXP) $(DATA_ARG) $(ARGS)
 
 study: $(READY) ## arms x seeds, compared over seeds: STUDY=losses [LAUNCHER=slurm] (ARGS="--small", "data.root=DIR")
 	$(BIN)/brainage $(SLURM) study $(STUDY) $(ON) $(ARGS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import sys
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from brainage.errors import BrainageError
+from brainage.evaluation_cli import add_evaluation_commands
+from brainage.experiment_files import with_root
 from brainage.runtime.signals import heed
 from brainage.slurm_cli import slurm
 from brainage.studies.command import add_study_command
@@ -198,87 +199,21 @@ def train_rank(config: Path, label: str = "pretrain", parent: Path | None = None
 
 
 @app.command()
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder, as printed by pretrain; or a folder of run folders.")],
-    overrides: Overrides = None,
-    data: Root = "",
-    on: Annotated[str, typer.Option("--on", help="Judge on another cohort: adni, oasis3, ... or a YAML file.")] = "",
-    dry_run: DryRun = False,
-) -> None:
-    """Age, gap, diagnosis, site, trajectories, baselines, report; on the scans (and the --limit) it was trained with.
-
-    Overrides may change data.root, evaluate.* and other keys that leave the training as it is.
-    """
-    from brainage.errors import ConfigError
-    from brainage.evaluation_stages import runs_in, summarise_runs
-    from brainage.runtime import warn
-    from brainage.runtime.ranks import launched
-
-    if launched():
-        raise ConfigError("evaluate: expected one process, found several started by srun or torchrun; start it alone")
-    runs, failed = runs_in(run), False
-    for folder in runs:
-        try:
-            _evaluate(folder, _with_root(overrides, data), on, dry_run)
-        except BrainageError as error:  # the other runs of a folder are worth having
-            if len(runs) == 1:
-                raise
-            warn(f"{folder}: {error}")
-            failed = True
-    if len(runs) > 1 and not dry_run:
-        summarise_runs(run, runs)
-    sys.exit(1 if failed else 0)
-
-
-def _evaluate(run: Path, overrides: list[str], on: str, dry_run: bool) -> None:
-    from brainage.evaluation_stages import (
-        evaluate_on_stage,
-        evaluate_stage,
-        evaluation_experiment,
-        finished_run,
-        run_experiment,
-    )
-    from brainage.stages import prepare_stage, print_plan
-
-    folder = finished_run(run).folder
-    experiment, name = evaluation_experiment(folder, on, overrides) if on else (run_experiment(folder, overrides), "")
-    cohort = _cohort(experiment)
-    print_plan(experiment, cohort, network=dry_run and not on)
-    if dry_run:
-        return
-    prepare_stage(cohort)
-    if on:
-        evaluate_on_stage(experiment, cohort, folder, name)
-    else:
-        evaluate_stage(experiment, cohort, folder)
-
-
-@app.command()
-def embed(
-    run: Run,
-    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+def bench(
+    exp: Exp,
     overrides: Overrides = None,
     data: Root = "",
     limit: Limit = 0,
-    dry_run: DryRun = False,
+    steps: Annotated[int, typer.Option(help="Steps timed for each row.", min=1)] = 20,
 ) -> None:
-    """Embed any cohort (data.cohort=, data.modality=) with a trained encoder; refused when the contract differs."""
-    from brainage.evaluation_stages import embed_stage, finished_run, run_experiment
-    from brainage.stages import print_plan
+    """Images a second of the data alone, the network alone and both, loader wait and memory (prepares first)."""
+    from brainage.bench import bench_stage
+    from brainage.stages import prepare_stage
 
-    experiment = run_experiment(finished_run(run).folder, _with_root(overrides, data, limit), other_cohort=True)
+    experiment = _experiment(exp, overrides, data, limit)
     cohort = _cohort(experiment)
-    print_plan(experiment, cohort, network=False)
-    if not dry_run:
-        embed_stage(experiment, cohort, run, out)
-
-
-@app.command()
-def report(run: Run) -> None:
-    """Write report.html again from the files of a run folder."""
-    from brainage.reporting.report import write_report
-
-    print(write_report(run))
+    prepare_stage(cohort)
+    bench_stage(experiment, cohort, steps=steps, reopen=_cohort)
 
 
 @app.command()
@@ -356,15 +291,10 @@ def demo(overrides: Overrides = None, limit: Limit = 0, dry_run: DryRun = False)
     run_demo(experiment, write_openbhb, partial(write_adni, form="bids", modalities=("vbm",)), _cohort)
 
 
-def _with_root(overrides: list[str] | None, data: str, limit: int = 0) -> list[str]:
-    root = [f"data.root={json.dumps(data)}"] if data else []  # quoted: a folder may be called 007 or a#b
-    return [*(overrides or []), *root, *([f"data.limit={limit}"] if limit else [])]
-
-
 def _experiment(exp: str, overrides: list[str] | None, data: str, limit: int) -> Any:
     from brainage.config import load_experiment
 
-    return load_experiment(exp, _with_root(overrides, data, limit))
+    return load_experiment(exp, with_root(overrides, data, limit))
 
 
 def _cohort(experiment: Any) -> Any:
@@ -379,6 +309,7 @@ def _layouts() -> Any:
     return LAYOUTS
 
 
+add_evaluation_commands(app, _cohort)
 add_study_command(app, _cohort, _layouts)
 app.add_typer(slurm, name="slurm")
 

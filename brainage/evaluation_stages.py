@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +22,10 @@ from brainage.config import (
 )
 from brainage.data.source import ScanSource
 from brainage.downstream.results import read_results
-from brainage.errors import CheckpointError, ConfigError
+from brainage.errors import BrainageError, CheckpointError, ConfigError
 from brainage.experiment_files import find_shipped, read_yaml
 from brainage.headline import at_a_glance, mlflow_metrics, print_headline, print_tasks
-from brainage.runtime import choose_device, console, set_threads
+from brainage.runtime import choose_device, console, set_threads, warn
 from brainage.runtime.files import write_atomically
 from brainage.runtime.ranks import is_first
 from brainage.stages import prepare_together
@@ -183,6 +184,22 @@ def runs_in(folder: Path) -> list[Path]:
     if not found:
         raise ConfigError(f"{folder}: expected a run folder, or a folder with finished runs in it; found neither")
     return found
+
+
+def evaluate_runs(run: Path, evaluate_one: Callable[[Path], None], *, dry_run: bool = False) -> dict[Path, str]:
+    """Evaluate a run, or every finished run of a folder; gives the reasons of those that failed, stopping no other."""
+    runs, failed = runs_in(run), {}
+    for folder in runs:
+        try:
+            evaluate_one(folder)
+        except BrainageError as error:
+            if len(runs) == 1:
+                raise
+            warn(f"{folder}: {error}")
+            failed[folder] = str(error)
+    if len(runs) > 1 and not dry_run:
+        summarise_runs(run, runs)
+    return failed
 
 
 def summarise_runs(folder: Path, runs: list[Path]) -> pd.DataFrame:

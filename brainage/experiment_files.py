@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,16 @@ def find_shipped(folder: str, name_or_path: str, what: str) -> Path:
 def find_experiment(name_or_path: str) -> Path:
     """The file of a shipped experiment, or the YAML file itself; ConfigError with the nearest name."""
     return find_shipped("pretrain", name_or_path, "experiment")
+
+
+def with_root(overrides: list[str] | None, data: str, limit: int = 0) -> list[str]:
+    """`key=value` words with what the options --data and --limit stand for.
+
+    >>> with_root(["seed=1"], "/a b", 3)
+    ['seed=1', 'data.root="/a b"', 'data.limit=3']
+    """
+    root = [f"data.root={json.dumps(data)}"] if data else []  # quoted: a folder may be called 007 or a#b
+    return [*(overrides or []), *root, *([f"data.limit={limit}"] if limit else [])]
 
 
 def chain_of(path: Path) -> list[tuple[Path, dict[str, Any]]]:

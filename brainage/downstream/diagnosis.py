@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit, logit
 
 from brainage.config import EvaluateConfig
 from brainage.data.table import KEY, scan_keys
@@ -21,7 +22,7 @@ from brainage.downstream.diagnosis_folds import Folds, Pair, draw_pair, labelled
 from brainage.downstream.readout import Readout
 from brainage.downstream.results import FEWEST_PEOPLE, missing_row, result_row, results_frame
 from brainage.downstream.task import TaskResult
-from brainage.errors import ConfigError, DataError
+from brainage.errors import ConfigError, DataError, TrainingStopped
 from brainage.statistics import roc
 from brainage.statistics.bootstrap import Interval, bootstrap
 from brainage.statistics.metrics import balanced_accuracy
@@ -35,6 +36,8 @@ BASELINE = "age_sex"
 NETWORKS = ("finetuned", "scratch")
 PREDICTORS = (BASELINE, "gap", "probe", *NETWORKS)
 METRICS = {"auc": roc.auc, "average_precision": roc.average_precision, "brier": roc.brier}
+
+_LEAST = 1e-12  # of a network's probability, so that its log odds are finite
 
 # (pair, training rows of the readout's table, their labels, test rows, seed) -> probabilities of the test rows
 FitPredict = Callable[[str, np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
@@ -57,7 +60,7 @@ class _Arm(NamedTuple):
 
 
 class _Scored(NamedTuple):
-    """`marker` [n] is what ROC and PR rank by: the gap itself, a probe's scaled log odds, a network's probability."""
+    """`marker` [n] is what ROC and PR rank by: the gap itself, a probe's scaled log odds, a network's log odds."""
 
     marker: np.ndarray
     fitted: CrossFitted
@@ -147,7 +150,10 @@ def _predict(
         elif name in NETWORKS and name not in networks:
             reasons[name] = f"no {name} network was trained for this evaluation"
         elif name in NETWORKS:
-            found[name] = _from_network(arm, networks[name], name, seed)
+            try:
+                found[name] = _from_network(arm, networks[name], name, seed)
+            except TrainingStopped as error:
+                reasons[name] = f"training of a {name} network stopped: {error}"
     return found, reasons
 
 
@@ -158,7 +164,7 @@ def _from_features(arm: _Arm, X: np.ndarray, note: str, seed: int) -> _Scored:
 
 def _from_network(arm: _Arm, fit_predict: FitPredict, name: str, seed: int) -> _Scored:
     fold, truth, rows = arm.folds.fold, arm.pair.truth, arm.pair.rows
-    probability = np.full(len(truth), np.nan)
+    log_odds, share = np.full(len(truth), np.nan), float(truth[fold >= 0].mean())
     for held_out in np.unique(fold[arm.scored]):
         train, test = arm.labelled & (fold != held_out), fold == held_out
         scores = np.asarray(fit_predict(arm.pair.name, rows[train], truth[train], rows[test], seed), dtype=np.float64)
@@ -167,10 +173,11 @@ def _from_network(arm: _Arm, fit_predict: FitPredict, name: str, seed: int) -> _
                 f"{name} network, pair {arm.pair.name}: expected {int(test.sum())} probabilities within 0 and 1, found "
                 f"shape {scores.shape} and {int((~((scores >= 0) & (scores <= 1))).sum())} that are none"
             )
-        probability[test] = scores
+        # A network answers at the class share of its own training people: brought to the pair's, folds can be pooled.
+        log_odds[test] = logit(np.clip(scores, _LEAST, 1 - _LEAST)) - logit(truth[train].mean()) + logit(share)
     # How far the fold networks agree is not known, so that they get the widest interval.
-    fitted = CrossFitted(probability, probability, float(truth[fold >= 0].mean()), 2.0, "")
-    return _Scored(probability, fitted, "ranked by probability")
+    fitted = CrossFitted(expit(log_odds), log_odds, share, 2.0, "")
+    return _Scored(log_odds, fitted, "ranked by log odds")
 
 
 def _age_and_sex(table: pd.DataFrame) -> tuple[np.ndarray, str]:

@@ -15,13 +15,14 @@ from brainage.config import Experiment, sibling, write_section
 from brainage.data.source import ScanSource
 from brainage.data.splits import was_seen
 from brainage.data.table import write_table
+from brainage.downstream.diagnosis import FitPredict
 from brainage.downstream.embed import embed
 from brainage.downstream.features import Embeddings, Features, pca_features, raw_features
 from brainage.downstream.kept import checkpoint_digest, kept_embeddings
 from brainage.downstream.predictions import PREDICTION_COLUMNS
 from brainage.downstream.results import combine, results_frame, write_results
 from brainage.downstream.scoring import Judged, Scoring
-from brainage.downstream.tasks import Network, frames_of, networks_of
+from brainage.downstream.tasks import frames_of, networks_of
 from brainage.errors import CheckpointError, DataError
 from brainage.losses.names import SUPERVISED_NAMES
 from brainage.pretraining.checkpoint import load_module
@@ -86,7 +87,7 @@ def _networks(
         embedded[seed], checkpoints[seed] = found
         return embedded[seed].features("trunk" if supervised else experiment.evaluate.features, loss, seed)
 
-    def networks(seed: int) -> dict[str, Network]:
+    def networks(seed: int) -> dict[str, FitPredict]:
         own = experiment.evaluate.predictors if loss == experiment.loss.name else []
         return networks_of(sibling(experiment, loss, seed), checkpoints.get(seed), data, own)
 

@@ -19,6 +19,7 @@ from brainage.data.source import ScanSource
 from brainage.data.splits import was_seen
 from brainage.data.table import read_table, write_table, write_tsv
 from brainage.downstream.age import score_predictions
+from brainage.downstream.diagnosis import FitPredict
 from brainage.downstream.embed import embed
 from brainage.downstream.fairness import evaluate_fairness
 from brainage.downstream.features import Features, pca_features, raw_features, read_embeddings
@@ -30,14 +31,14 @@ from brainage.downstream.results import EXTERNAL, INTERNAL, combine, missing_row
 from brainage.downstream.site import evaluate_site
 from brainage.downstream.site_controls import evaluate_site_controls
 from brainage.downstream.task import TaskResult
-from brainage.downstream.tasks import Network, frames_of, merge, networks_of, over_seeds, run_tasks, without_networks
+from brainage.downstream.tasks import frames_of, merge, networks_of, over_seeds, run_tasks, without_networks
 from brainage.errors import BrainageError, ConfigError, DataError
 from brainage.losses.names import SUPERVISED_NAMES
 from brainage.pretraining.checkpoint import load_module
 from brainage.pretraining.folder import read_finished
 from brainage.runtime import choose_device, console, set_threads, warn
 
-Found = tuple[Features, Mapping[str, Network]]  # what is judged, and the networks that learn the diagnosis
+Found = tuple[Features, Mapping[str, FitPredict]]  # what is judged, and the networks that learn the diagnosis
 EVALUATIONS = "evaluations"  # folder of a run with one folder an evaluated cohort
 
 
@@ -154,7 +155,7 @@ class Judging:
         write_results(results, self.folder / "results.csv")  # last: its presence says that the others are there
         return results
 
-    def _one(self, features: Features, networks: Mapping[str, Network]) -> TaskResult:
+    def _one(self, features: Features, networks: Mapping[str, FitPredict]) -> TaskResult:
         """All tasks of one network. The site probe keeps the splits that the cohort's data section draws."""
         reference = self._reference(features)
         readout = cohort_readout(features, self.table, reference, cohort=self.cohort, **self.shared)

@@ -38,9 +38,10 @@ def contrast_rows(
     refusals: Mapping[str, str],
     fitted: Mapping[str, Correction],
 ) -> Iterator[dict[str, Any]]:
-    """Four rows for each of CONTRASTS and corrections `names`; Holm's correction runs over the contrasts of one.
+    """Four rows, or one that says why not, for each of CONTRASTS and corrections `names`.
 
-    `where` is (run, cohort, split); `first` has one row a person with the columns of gaps, `groups` bool [n] each;
+    Holm's correction runs over the contrasts of one. `where` is (run, cohort, split); `first` has one row a person with
+    the columns of gaps, `groups` bool [n] each;
     `refusals` says why a correction could not be fitted, `fitted` holds the fitted ones.
     """
     known = [name for name in names if name not in refusals]
@@ -56,7 +57,7 @@ def contrast_rows(
             parts = (f"contrast={one}-{other}", f"correction={name}")
             if name not in pair.found:
                 reason = refusals.get(name) or pair.refused
-                yield from (missing_row(*where, "gap_contrast", metric, reason, *parts) for metric in _METRICS)
+                yield missing_row(*where, "gap_contrast", _METRICS[0], reason, *parts)
                 continue
             found = pair.found[name]
             values = (

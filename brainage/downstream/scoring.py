@@ -21,7 +21,8 @@ from brainage.downstream.age import (
     predictions_frame,
     score_predictions,
 )
-from brainage.downstream.age_scores import healthy_only
+from brainage.downstream.age_scores import healthy_only, mark_healthy
+from brainage.downstream.diagnosis import FitPredict
 from brainage.downstream.fairness import evaluate_fairness
 from brainage.downstream.features import Features
 from brainage.downstream.probes import FEWEST_FITTED, SCORED, fitted_and_scored
@@ -30,7 +31,7 @@ from brainage.downstream.results import combine, missing_row
 from brainage.downstream.site import SiteEvaluation, challenge_score, evaluate_site, pool_site_seeds
 from brainage.downstream.site_controls import evaluate_site_controls
 from brainage.downstream.task import TaskResult
-from brainage.downstream.tasks import OF_READOUTS, Network, merge, over_seeds, run_tasks, without_networks
+from brainage.downstream.tasks import OF_READOUTS, merge, over_seeds, run_tasks, without_networks
 from brainage.errors import BrainageError, ConfigError, DataError, TrainingStopped
 from brainage.runtime import warn
 
@@ -81,7 +82,7 @@ class Scoring:
         label: str,
         seeds: Sequence[int],
         features: Callable[[int], Features],
-        networks: Callable[[int], Mapping[str, Network]] | None = None,
+        networks: Callable[[int], Mapping[str, FitPredict]] | None = None,
     ) -> list[Judged]:
         """Every task of one model, `features(seed)` for each of its seeds; `networks(seed)` are those that learn the
         diagnosis from the samples.
@@ -110,7 +111,7 @@ class Scoring:
         features: Features,
         age: AgeEvaluation,
         sites: list[SiteEvaluation],
-        networks: Mapping[str, Network],
+        networks: Mapping[str, FitPredict],
     ) -> TaskResult:
         """What is read of the ages and the features of one network, beside its age and site probes."""
         parts = (
@@ -140,7 +141,7 @@ class Scoring:
         ages = []
         for seed, frame in predicted:
             years = frame["predicted_age_years"].set_axis(scan_keys(frame)).loc[scan_keys(scored)]
-            rows = predictions_frame(scored, years.to_numpy(), model=label, seed=seed)
+            rows = mark_healthy(predictions_frame(scored, years.to_numpy(), model=label, seed=seed), self.table)
             ages.append(AgeEvaluation(self._score(rows, "the network's own linear head"), rows))
         return Judged(label, ages, [], [], asked=asked)
 
@@ -166,7 +167,8 @@ class Scoring:
         if model.sites:
             pooled = pool_site_seeds(model.sites, **self.shared)
             frames += [pooled.results] if several else []
-            frames.append(challenge_score(model.predictions, pooled.predictions, model=model.label, **self.shared))
+            well = healthy_only(model.predictions)[0]
+            frames.append(challenge_score(well, pooled.predictions, model=model.label, **self.shared))
         return combine(frames)
 
     def difference(self, first: Judged, other: Judged) -> pd.DataFrame:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from brainage.config import EvaluateConfig, Experiment
 from brainage.data.source import ScanSource
-from brainage.downstream.diagnosis import evaluate_diagnosis
+from brainage.downstream.diagnosis import NETWORKS, FitPredict, evaluate_diagnosis
 from brainage.downstream.gap import evaluate_gap
 from brainage.downstream.longitudinal import evaluate_longitudinal
 from brainage.downstream.readout import Readout
@@ -20,14 +19,12 @@ from brainage.downstream.survival import evaluate_survival
 from brainage.downstream.task import TaskResult
 from brainage.statistics.bootstrap import Interval
 
-Network = Callable[..., np.ndarray]  # as brainage.downstream.finetune.network_predictor gives it
-NETWORKS = ("finetuned", "scratch")  # predictors of a diagnosis that are networks of their own
 OF_READOUTS = ("gap", "diagnosis", "longitudinal")  # tasks that start from a readout
 
 
 def networks_of(
     experiment: Experiment, checkpoint: Path | None, data: ScanSource, predictors: Sequence[str]
-) -> dict[str, Network]:
+) -> dict[str, FitPredict]:
     """The networks among `predictors` that learn the diagnosis: from the checkpoint, and from fresh weights."""
     wanted = [name for name in NETWORKS if name in predictors]
     if not wanted or checkpoint is None:
@@ -37,14 +34,14 @@ def networks_of(
     return {name: network_predictor(experiment, checkpoint, data, pretrained=name == "finetuned") for name in wanted}
 
 
-def without_networks(config: EvaluateConfig, networks: Mapping[str, Network]) -> EvaluateConfig:
+def without_networks(config: EvaluateConfig, networks: Mapping[str, FitPredict]) -> EvaluateConfig:
     """The same without the predictors that only the run's own network has: baselines are not fine-tuned."""
     predictors = [name for name in config.predictors if name not in NETWORKS or name in networks]
     return dataclasses.replace(config, predictors=predictors)
 
 
 def run_tasks(
-    readout: Readout, *, config: EvaluateConfig, seed: int, networks: Mapping[str, Network] | None = None
+    readout: Readout, *, config: EvaluateConfig, seed: int, networks: Mapping[str, FitPredict] | None = None
 ) -> TaskResult:
     """Gap, diagnosis, trajectories and survival, as far as `config.tasks` asks for them.
 

@@ -19,7 +19,7 @@ from brainage.downstream.classifiers import PENALTIES, cross_fit, fit_logistic_p
 from brainage.downstream.diagnosis import DIAGNOSIS_COLUMNS, evaluate_diagnosis
 from brainage.downstream.diagnosis_folds import Pair, draw_pair, labelled, people_folds, site_folds
 from brainage.downstream.results import parts_of
-from brainage.errors import ConfigError, DataError
+from brainage.errors import ConfigError, DataError, TrainingStopped
 from brainage.statistics import roc
 from tests.downstream.diagnosed import cohort, readout_of, visits_of
 
@@ -237,6 +237,32 @@ def test_a_network_that_remembers_people_gains_nothing_from_their_other_scans():
     for broken in (lambda *_: np.full(12, 1.2), lambda *_: np.zeros(3), lambda *_: np.full(12, np.nan)):
         with pytest.raises(DataError, match="finetuned network, pair CN-AD: expected 12 probabilities"):
             evaluate_diagnosis(readout, gaps, config=config, seed=7, networks={"finetuned": broken})
+
+
+def test_a_network_that_answers_with_its_training_share_ranks_nobody_by_fold():
+    readout, gaps = cohort(90, effect=0, sites=5)
+
+    def share(pair, train, labels, test, seed):
+        return np.full(len(test), labels.mean())
+
+    config = config_of(predictors=["finetuned"], diagnosis_by_site=True)
+    found = evaluate_diagnosis(readout, gaps, config=config, seed=0, networks={"finetuned": share})
+    assert pick(found.results, predictor="finetuned", folds="site")["estimate"] == pytest.approx(0.5)
+
+
+def test_a_network_whose_training_stops_is_a_row_and_the_others_are_scored():
+    readout, gaps = cohort(60)
+
+    def stops(*_):
+        raise TrainingStopped("the loss is NaN")
+
+    found = evaluate_diagnosis(
+        readout, gaps, config=config_of(predictors=["gap", "finetuned"]), seed=0, networks={"finetuned": stops}
+    )
+    assert (
+        "training of a finetuned network stopped: the loss is NaN" in pick(found.results, predictor="finetuned")["note"]
+    )
+    assert np.isfinite(pick(found.results, predictor="gap")["estimate"])
 
 
 def test_low_data_curves_have_the_same_test_people_and_their_own_part():

@@ -228,7 +228,7 @@ def test_scored_people_of_no_group_among_others_with_a_diagnosis_are_not_called_
     assert results.loc[results["task"] == "gap", "note"].tolist() == [
         "not computed: no scored scan has a diagnosis of CN, MCI or AD"
     ]
-    missing = row(results, "gap_contrast", "p", contrast="AD-CN", correction="none")
+    missing = row(results, "gap_contrast", "difference_years", contrast="AD-CN", correction="none")
     assert "0 people of AD and 0 people of CN" in missing["note"]
     assert np.isfinite(row(results, "gap_repeat", "icc", correction="beheshti")["estimate"])
 
@@ -246,7 +246,7 @@ def test_a_class_of_two_people_has_a_count_and_no_number():
     one = row(results, "gap", "mean_years", group="AD", correction="none")
     assert np.isnan(one["estimate"])
     assert one["n"] == 2
-    missing = row(results, "gap_contrast", "hedges_g", contrast="AD-CN", correction="cole")
+    missing = row(results, "gap_contrast", "difference_years", contrast="AD-CN", correction="cole")
     assert missing["note"].endswith("not computed: 2 people of AD, fewer than 5")
     holm = row(results, "gap_contrast", "p_holm", contrast="MCI-CN", correction="cole")
     assert "Holm over 2 contrasts" in holm["note"]  # MCI-CN and pMCI-sMCI
@@ -277,7 +277,7 @@ def test_too_few_healthy_people_leave_the_raw_gap_and_rows_that_refuse_the_rest(
     assert np.isfinite(row(found.results, "gap", "mean_years", group="CN", correction="none")["estimate"])
     for name in NAMES[1:]:
         for task, parts in (("gap", {"group": "CN"}), ("gap_contrast", {"contrast": "MCI-CN"}), ("gap_repeat", {})):
-            metric = {"gap": "mean_years", "gap_contrast": "p", "gap_repeat": "icc"}[task]
+            metric = {"gap": "mean_years", "gap_contrast": "difference_years", "gap_repeat": "icc"}[task]
             assert "found 8" in row(found.results, task, metric, **parts, correction=name)["note"]
         assert found.frames["gaps"][f"gap_{name}_years"].isna().all()
 
