@@ -18,7 +18,10 @@ def test_a_studys_figures_and_means_are_shown(run_folder, tmp_path):
         scaling(page)
     (study / "study.html").write_text("x")
     (study / "figures" / "age_mae.svg").write_text("<svg/>")
-    rows = [["all", "age/test_external/mae_years", 4.0, 3.5, 4.5, 0.2], ["half", "age/test_external/mae_years", 5.0]]
+    rows = [
+        ["all", "age/test_external/mae_years", 4.0, 3.5, 4.5, 0.2],
+        ["half", "age/test_external/mae_years", 5.0, None, None, None],
+    ]
     summary = pd.DataFrame(rows, columns=["arm", "metric", "estimate", "low", "high", "seed_sd"])
     summary.to_csv(study / "tables" / "summary.csv", index=False)
     _, figures, table = scaling(page)
