@@ -77,7 +77,8 @@ def grouped_folds(groups: np.ndarray, seed: int, folds: int = FOLDS) -> list[tup
 class RidgeProbe:
     """Ridge regression with an unpenalised intercept, its penalty chosen by R2 over grouped folds.
 
-    Minimises |y - X b - c|^2 + alpha |b|^2 (Hoerl and Kennard 1970) for every alpha from one decomposition a fold.
+    Minimises |y - X b - c|^2 + alpha |b|^2 (Hoerl and Kennard 1970) for every alpha from one decomposition a fold,
+    which starts from those of the parts held out and not from the scans.
     `standardise` divides each feature by its sd over the fitted rows, so that alpha means the same whatever the unit of
     the features; features that are constant up to rounding are left out.
     """
@@ -97,16 +98,19 @@ class RidgeProbe:
             raise DataError(f"age probe: {int((~np.isfinite(y)).sum())} of {len(y)} ages are not finite")
         scale = _spread(X) if self.standardise else np.ones(X.shape[1])
         X = X / scale if self.standardise else X  # no copy of raw features without need
+        mean, centre = X.mean(axis=0), float(y.mean())
+        rows = np.column_stack([np.ones(len(y)), X - mean, y - centre])
         splits = grouped_folds(np.asarray(groups), self.seed, self.folds)
+        blocks = [np.linalg.qr(rows[held_out], mode="r") for _, held_out in splits]
         scores = np.empty((len(splits), len(self.alphas)))
-        for fold, (train, held_out) in enumerate(splits):
-            coefs, intercepts = _ridge_path(X[train], y[train], self.alphas)
-            scores[fold] = _r2(y[held_out], X[held_out] @ coefs + intercepts)
+        for fold, (_, held_out) in enumerate(splits):
+            coefs, intercepts = _ridge_path(blocks[:fold] + blocks[fold + 1 :], self.alphas)
+            scores[fold] = _r2(rows[held_out, -1], rows[held_out, 1:-1] @ coefs + intercepts)
         self.folds_ = len(splits)
         self.scores_ = scores.mean(axis=0)  # [A]
         self.alpha_ = float(self.alphas[int(np.argmax(self.scores_))])
-        coefs, intercepts = _ridge_path(X, y, [self.alpha_])
-        self.coef_, self.intercept_ = coefs[:, 0] / scale, float(intercepts[0])
+        coefs, intercepts = _ridge_path(blocks, [self.alpha_])
+        self.coef_, self.intercept_ = coefs[:, 0] / scale, float(centre + intercepts[0] - mean @ coefs[:, 0])
         return self
 
     def predict(self, X: np.ndarray) -> np.ndarray:
@@ -221,20 +225,19 @@ def _spread(X: np.ndarray) -> np.ndarray:
     return np.where(sd > _ROUNDING * np.abs(X).max(axis=0), sd, np.inf)
 
 
-def _ridge_path(X: np.ndarray, y: np.ndarray, alphas: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients [D, A] and intercepts [A].
+def _ridge_path(blocks: Sequence[np.ndarray], alphas: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients [D, A] and intercepts [A] on the rows behind all `blocks`, the R factors of [1, X, y] by rows.
 
-    With X = Q R (of X' when D > n) and R = U S V', the solution is V (S^2 + alpha)^-1 V' X'y, or its dual. Working
-    from R and not from X'X keeps features of very different units (thickness in mm, volumes in mm3) accurate.
+    Their stack has the R factor of all these rows. Its first row holds the means of X and y, the rest is the R factor
+    of both centred: [R, r] with R = U S V' gives V S (S^2 + alpha)^-1 U' r. Never forming X'X keeps features of very
+    different units (thickness in mm, volumes in mm3) accurate.
     """
-    mean, centre = X.mean(axis=0), y.mean()
-    X = X - mean
-    wide = X.shape[1] > X.shape[0]
-    _, s, Vt = np.linalg.svd(np.linalg.qr(X.T if wide else X, mode="r"), full_matrices=False)
-    rotated = Vt @ ((y - centre) if wide else X.T @ (y - centre))
-    solved = Vt.T @ (rotated[:, None] / (s[:, None] ** 2 + np.asarray(alphas)))
-    coefs = X.T @ solved if wide else solved
-    return coefs, centre - mean @ coefs
+    factor = np.linalg.qr(np.concatenate(blocks), mode="r")
+    U, s, Vt = np.linalg.svd(factor[1:, 1:-1], full_matrices=False)
+    shrunken = s[:, None] / (s[:, None] ** 2 + np.asarray(alphas))
+    coefs = Vt.T @ ((U.T @ factor[1:, -1])[:, None] * shrunken)
+    means = factor[0, 1:] / factor[0, 0]
+    return coefs, means[-1] - means[:-1] @ coefs
 
 
 def _r2(y: np.ndarray, predicted: np.ndarray) -> np.ndarray:
