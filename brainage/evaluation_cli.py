@@ -85,11 +85,14 @@ def add_evaluation_commands(app: typer.Typer, open_cohort: OpenCohort) -> None:
         judge_stage(experiment, cohort, features, label or features.stem, out)
 
     @app.command()
-    def report(run: Run) -> None:
+    def report(
+        run: Run,
+        study: Annotated[Path | None, typer.Option(help="Folder of a study (runs/studies/NAME) to show too.")] = None,
+    ) -> None:
         """Write report.html again from the files of a run folder."""
         from brainage.reporting.report import write_report
 
-        print(write_report(run))
+        print(write_report(run, study))
 
 
 def _evaluate(run: Path, overrides: list[str], on: str, open_cohort: OpenCohort, dry_run: bool) -> None:

@@ -57,14 +57,15 @@ def evaluate_on_stage(experiment: Experiment, data: ScanSource, run: Path, name:
 
     results = evaluate_cohort(experiment, data, run, name)
     report = write_report(run)
-    print_tasks(results, experiment.loss.name)
+    print_tasks(results, experiment.loss.name, experiment.evaluate.correction)
     folder = evaluation_folder(run, name)
     above = MlflowRun(run, experiment.tracking).run_id
     tags = {"stage": "evaluate", "cohort": experiment.data.cohort, **({"mlflow.parentRunId": above} if above else {})}
     label = f"{network_name(experiment)} on {name}"
     with start_mlflow_run(experiment.tracking, run_folder=folder, run_name=label, params={}, tags=tags) as mlflow:
         mlflow.log_results(mlflow_metrics(results, experiment.loss.name))
-        mlflow.log_artifacts(["results.csv", "evaluation.yaml"])
+        shared = ("results.csv", "evaluation.yaml", "figures", "tables")
+        mlflow.log_artifacts([name for name in shared if (folder / name).exists()])
         mlflow.finish()
     with start_mlflow_run(experiment.tracking, run_folder=run, run_name=network_name(experiment), params={}) as mlflow:
         glance = at_a_glance(results, experiment.loss.name)
@@ -82,7 +83,7 @@ def report_stage(experiment: Experiment, folder: Path, results: pd.DataFrame) ->
 
     report = write_report(folder)
     print_headline(results, experiment.loss.name)
-    print_tasks(results, experiment.loss.name)
+    print_tasks(results, experiment.loss.name, experiment.evaluate.correction)
     mlflow = start_mlflow_run(experiment.tracking, run_folder=folder, run_name=network_name(experiment), params={})
     mlflow.log_results(mlflow_metrics(results, experiment.loss.name) | at_a_glance(results, experiment.loss.name))
     persons = ["predictions.parquet"] if experiment.tracking.log_individuals else []

@@ -46,15 +46,17 @@ def at_a_glance(results: pd.DataFrame, model: str) -> dict[str, float]:
     return found
 
 
-def print_tasks(results: pd.DataFrame, model: str) -> None:
-    """Gap contrasts, diagnosis and slopes of the run's network, one line each; nothing where none was computed."""
+def print_tasks(results: pd.DataFrame, model: str, correction: str) -> None:
+    """Gap contrasts, diagnosis, slopes and hazards of the run's network, one line each, of the gap with `correction`;
+    nothing where none was computed."""
     rows = _rows_of(results, model)
     table = Table(title="Estimate and 95 % interval", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("task", "of", "estimate", "people"):
         table.add_column(column, justify="right" if column in ("estimate", "people") else "left")
     for row in rows.itertuples():
         digits, parts = SHOWN.get((str(row.task), str(row.metric)), 0), parts_of(str(row.note))
-        if not digits or not set(parts) <= {"contrast", "pair", "predictor", "correction", "term", "group"}:
+        of_this_gap = parts.pop("correction", correction) == correction and parts.pop("term", "gap") == "gap"
+        if not digits or not of_this_gap or not set(parts) <= {"contrast", "pair", "predictor", "group"}:
             continue
         words = ", ".join(parts.values())
         ends = "" if np.isnan(row.low) else f" [{row.low:.{digits}f}, {row.high:.{digits}f}]"

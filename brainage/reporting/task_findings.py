@@ -147,7 +147,7 @@ def _site_probe(run: RunFolder, evaluation: Evaluation) -> Iterator[Found]:
     if evaluation.own:
         return
     rows = _every(evaluation, "site")
-    if rows["note"].map(lambda note: bool(UNCONVERGED.search(note))).any():
+    if any(UNCONVERGED.search(note) for note in rows["note"]):
         text = "Site accuracy may be too low, which would flatter the features."
         yield "caution", f"A site probe did not converge ({_of(evaluation)})", text
 
