@@ -66,10 +66,13 @@ def points(folders: Sequence[Path], *, pair: str, predictor: str, on: str = "") 
     return found.sort_values(["evaluation", "run", "step"], kind="stable", ignore_index=True)
 
 
-def correlate(found: pd.DataFrame, *, pair: str, predictor: str, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+def correlate(
+    found: pd.DataFrame, *, pair: str, predictor: str, group: str = "", resamples: int = 2000, seed: int = 0
+) -> pd.DataFrame:
     """Rows of the task mae_auc: Pearson's and Spearman's correlation of AUC with either MAE; `n` counts points.
 
-    `found`: points of one pair, predictor and evaluation. Interval: Fisher's z with the jackknife's standard error over
+    `found`: points of one pair, predictor and evaluation. `group` names which, where they are not all.
+    Interval: Fisher's z with the jackknife's standard error over
     runs (delete one run; Efron and Tibshirani 1993, chapter 11) and Student's t of G - 1. The note states the
     percentiles of a bootstrap over runs and Fisher's z as if each run were one point. Points without one of the numbers
     are counted and left out; with fewer than FEWEST_RUNS runs there is a row without a number.
@@ -83,7 +86,8 @@ def correlate(found: pd.DataFrame, *, pair: str, predictor: str, resamples: int 
     rows = []
     for subset, column in MAES.items():
         known = found.dropna(subset=[column, "auc"])
-        parts = (f"pair={pair}", f"predictor={predictor}", f"subset={subset}")
+        of = [f"group={group}"] if group else []
+        parts = (f"pair={pair}", f"predictor={predictor}", f"subset={subset}", *of)
         runs = known["run"].astype(str).to_numpy()
         counted = f"{len(known)} points of {len(np.unique(runs))} runs"
         lost = f"{len(found) - len(known)} points without a number left out" if len(known) < len(found) else ""

@@ -17,7 +17,8 @@ from typing import Any
 
 from brainage.config import Experiment, load_experiment, run_folder, training_hash
 from brainage.errors import ConfigError
-from brainage.experiment_files import read_yaml
+from brainage.experiment_files import find_shipped, read_yaml
+from brainage.studies.elsewhere import is_judged
 from brainage.studies.study import SUBSET, Form, SimulatedCohort
 from brainage.studies.subsets import Subset
 
@@ -32,6 +33,21 @@ SPLIT_KEYS = (
 )  # fmt: skip
 
 
+ON = "on."  # before words of the command line that are about the other cohort
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """The other cohort that cells are judged on: a shipped evaluation or a file, and overrides of it."""
+
+    evaluation: str
+    words: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return find_shipped("evaluate", self.evaluation, "evaluation").stem
+
+
 @dataclass(frozen=True)
 class Cell:
     """`whole` is the experiment before a subset of its people is taken; the same object where none is."""
@@ -41,6 +57,7 @@ class Cell:
     experiment: Experiment
     whole: Experiment
     subset: Subset
+    on: Elsewhere | None = None  # None: on no other cohort
 
     @property
     def name(self) -> str:
@@ -57,7 +74,8 @@ class Cell:
 
 
 def cells_of(form: Form, overrides: Sequence[str] = (), *, source: str = "") -> list[Cell]:
-    """Every cell of a study, seed by seed; `overrides` are words of the command line, for all arms.
+    """Every cell of a study, seed by seed; `overrides` are words of the command line, for all arms, or with `on.` in
+    front for the evaluation on the other cohort.
 
     Raises ConfigError naming the arm when its experiment is not valid, asks for more than one network, or is the same
     as another arm's.
@@ -66,6 +84,8 @@ def cells_of(form: Form, overrides: Sequence[str] = (), *, source: str = "") -> 
     for word in overrides:
         if word.startswith("seed="):
             raise ConfigError(f"{word}: the study has seeds of its own ({form.seeds}); copy its file to change them")
+    on = _elsewhere(form, [word for word in overrides if word.startswith(ON)], source)
+    overrides = [word for word in overrides if not word.startswith(ON)]
     arms = {name: _arm_experiment(form, name, overrides, source) for name in form.arms}
     same: dict[str, str] = {}
     for name, (experiment, subset) in arms.items():
@@ -73,12 +93,13 @@ def cells_of(form: Form, overrides: Sequence[str] = (), *, source: str = "") -> 
         if identity in same:
             raise ConfigError(f"{source}: arms {same[identity]} and {name} are the same experiment; change one of them")
         same[identity] = name
-    return [_cell(form, name, seed, *arms[name], overrides) for seed in form.seeds for name in form.arms]
+    cells = [_cell(form, name, seed, *arms[name], overrides) for seed in form.seeds for name in form.arms]
+    return [dataclasses.replace(cell, on=on) for cell in cells]
 
 
 def state_of(cell: Cell) -> str:
     """finished | trained (not evaluated as asked) | started | failed | missing"""
-    if is_evaluated(cell):
+    if is_evaluated(cell) and is_judged(cell):
         return FINISHED_STATE
     if cell.failure.is_file():
         return FAILED
@@ -108,6 +129,21 @@ def cohort_folder(cohort: SimulatedCohort) -> Path:
     further = "".join(f"_{key}{value}" for key, value in cohort.options.items())
     name = f"{cohort.layout}_{cohort.subjects}_{cohort.spacing_mm:g}mm_seed{cohort.seed}{further}"
     return Path("demo_data") / "studies" / re.sub(r"[^\w.]+", "-", name).strip("-")
+
+
+def _elsewhere(form: Form, words: Sequence[str], source: str) -> Elsewhere | None:
+    if not form.evaluate_on:
+        if words:
+            raise ConfigError(f"{words[0]}: {source} has no evaluate_on, so that there is no other cohort")
+        return None
+    own = [f"{key}={json.dumps(value)}" for key, value in form.evaluate_on_overrides.items()]
+    root = [f"data.root={json.dumps(str(cohort_folder(form.simulate_on)))}"] if form.simulate_on else []
+    found = Elsewhere(form.evaluate_on, (*own, *root, *(word.removeprefix(ON) for word in words)))
+    try:
+        assert found.name
+    except ConfigError as error:
+        raise ConfigError(f"{source}: evaluate_on: {error}") from error
+    return found
 
 
 def _arm_experiment(form: Form, arm: str, overrides: Sequence[str], source: str) -> tuple[Experiment, Subset]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ import pandas as pd
 
 from brainage.data.table import read_table
 from brainage.downstream.age import paired_mae_difference
-from brainage.downstream.results import CHANCE, MEAN_PREDICTOR, part_of, read_results
+from brainage.downstream.results import CHANCE, MEAN_PREDICTOR, parts_of, read_results
 from brainage.errors import BrainageError
 from brainage.statistics.seeds import holm, seed_interval
 from brainage.studies.cells import FINISHED_STATE, Cell, state_of
+from brainage.studies.elsewhere import Points, gather_points, judged_folder
+from brainage.studies.metrics import Metric, in_order
 from brainage.studies.study import Form
 
 LONG_COLUMNS = ["arm", "seed", "model", "metric", "estimate", "low", "high", "n", "note"]
@@ -38,12 +41,16 @@ MAE = "mae_years"
 
 @dataclass(frozen=True)
 class Gathered:
-    """Frames with LONG_COLUMNS, SUMMARY_COLUMNS and COMPARISON_COLUMNS; `unfinished`: cell -> state or reason."""
+    """Frames with LONG_COLUMNS, SUMMARY_COLUMNS and COMPARISON_COLUMNS; `unfinished`: cell -> state or reason.
+
+    `points`: age error against AUC of all networks and checkpoints, empty where they were judged on no other cohort.
+    """
 
     long: pd.DataFrame
     summary: pd.DataFrame
     comparisons: pd.DataFrame
     unfinished: dict[str, str]
+    points: Points
 
 
 def gather(form: Form, cells: Sequence[Cell]) -> Gathered:
@@ -52,24 +59,35 @@ def gather(form: Form, cells: Sequence[Cell]) -> Gathered:
     done = []
     for cell in cells:
         if (state := state_of(cell)) == FINISHED_STATE:
-            frames.append(_long(cell))
+            frames.append(_long(cell, form.compare))
             done.append(cell)
         else:
             reason = cell.failure.read_text(encoding="utf-8").splitlines()[0] if cell.failure.is_file() else state
             unfinished[cell.name] = reason
     long = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=LONG_COLUMNS)
-    return Gathered(long, summarise(form, long), compare(form, done, long), unfinished)
+    return Gathered(long, summarise(form, long), compare(form, done, long), unfinished, gather_points(done))
 
 
-def _long(cell: Cell) -> pd.DataFrame:
-    """Rows of a cell's results about whole splits: its network's, and those of the baselines scored beside it."""
-    rows = read_results(cell.folder / "results.csv")
-    whole = np.array([part_of(note) == ("", "") for note in rows["note"]], dtype=bool)
-    rows = rows[whole & ~rows["run"].str.contains(" - ", regex=False)]
+def _long(cell: Cell, compared: Sequence[str]) -> pd.DataFrame:
+    """Rows of a cell's results about whole splits and of what is compared, on both cohorts: its network's, and those of
+    the baselines scored beside it."""
+    frames = [_named(cell.folder / "results.csv", on=False)]
+    frames += [_named(judged_folder(cell) / "results.csv", on=True)] if cell.on else []
+    rows = pd.concat(frames, ignore_index=True)
+    wanted = rows["whole"] | rows["metric"].isin(compared)
+    rows = rows[wanted & ~rows["run"].str.contains(" - ", regex=False)]
     loss = cell.experiment.loss.name
     model = rows["run"].replace({loss: NETWORK, loss + HEAD: OWN_HEAD})
-    metric = rows["task"] + "/" + rows["split"] + "/" + rows["metric"]
-    return rows.assign(arm=cell.arm, seed=cell.seed, model=model, metric=metric)[LONG_COLUMNS]
+    return rows.assign(arm=cell.arm, seed=cell.seed, model=model)[LONG_COLUMNS]
+
+
+def _named(path: Path, *, on: bool) -> pd.DataFrame:
+    """Results with `metric` as a study spells it, and whether a row is about a whole split."""
+    rows = read_results(path)
+    parts = [in_order(parts_of(note)) for note in rows["note"].fillna("")]
+    names = zip(rows["task"], rows["split"], rows["metric"], parts, strict=True)
+    metric = pd.array([str(Metric(on, *of_row)) for of_row in names], dtype="string")
+    return rows.assign(metric=metric, whole=np.array([not of for of in parts], dtype=bool))
 
 
 def summarise(form: Form, long: pd.DataFrame) -> pd.DataFrame:
@@ -152,9 +170,9 @@ def _against_reference(
     row |= {"difference": found.interval.estimate, "low": found.interval.low, "high": found.interval.high}
     row |= {"p": found.p, "seeds": found.seeds, "lower": f"{int((differences < 0).sum())} of {found.seeds}"}
     row["note"] = "one seed: no spread" if found.seeds == 1 else ""
-    task, split, name = metric.split("/")
-    if task == "age" and name == MAE:
-        row |= _over_people(form, cells, split, arm, model, shared)
+    of = Metric.of(metric)
+    if (of.on, of.task, of.name, of.parts) == (False, "age", MAE, ()):
+        row |= _over_people(form, cells, of.split, arm, model, shared)
     return row
 
 

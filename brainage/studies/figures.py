@@ -1,4 +1,5 @@
-"""Figures of a study: arms with the dots of their seeds, and a metric against the size of the training set."""
+"""Figures of a study: arms with the dots of their seeds, a metric against the size of the training set, and age error
+against AUC."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from brainage.reporting.clinical_figures import legend_under
 from brainage.reporting.style import HEIGHT, MUTED, PALETTE, WIDTH, names, styled
 
 
@@ -58,4 +60,24 @@ def against_size(rows: pd.DataFrame, *, ylabel: str) -> Figure:
         axes.set_xticks(line["size"].to_numpy(float), line["size"].astype(str))
         axes.minorticks_off()
         axes.set(xlabel=f"{axis} in train", ylabel=names(ylabel) if number == 0 else "")
+    return figure
+
+
+@styled
+def mae_against_auc(rows: pd.DataFrame, *, pair: str) -> Figure:
+    """AUC against the age error on seen and on unseen sites, side by side; a colour an arm, one dot a network.
+
+    rows: columns arm, last (a finished network: a large dot; a checkpoint before: a small one), mae_internal_years,
+    mae_external_years, auc; of one pair.
+    """
+    figure = Figure(figsize=(WIDTH, HEIGHT + 0.5), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for number, (arm, part) in enumerate(rows.groupby("arm", sort=False)):
+        sizes, colour = np.where(part["last"], 30, 7), PALETTE[number % len(PALETTE)]
+        for axes, sites in zip(panels, ("internal", "external"), strict=True):
+            label = names(str(arm)) if sites == "internal" else ""
+            axes.scatter(part[f"mae_{sites}_years"], part["auc"], s=sizes, color=colour, linewidths=0, label=label)
+    for axes, sites in zip(panels, ("internal", "external"), strict=True):
+        axes.set(xlabel=f"MAE {sites} (years)", ylabel=f"AUC {names(pair)}" if sites == "internal" else "")
+    legend_under(figure, panels[0])
     return figure

@@ -15,6 +15,8 @@ from brainage.reporting.style import ACCENT, MUTED
 from brainage.reporting.tables import Cell, Table
 from brainage.studies.comparison import NETWORK, Gathered, arm_name
 from brainage.studies.figures import against_size, arms_over_seeds
+from brainage.studies.mae_auc_page import mae_auc_blocks
+from brainage.studies.metrics import Metric
 from brainage.studies.study import Form
 from brainage.studies.subsets import Subset
 
@@ -47,6 +49,7 @@ def write_study(folder: Path, form: Form, gathered: Gathered, subsets: dict[str,
         blocks.append(Block("figures", _figures(canvas, form, gathered, subsets)))
     if len(gathered.comparisons):
         blocks.append(canvas.table(comparison_table(form, gathered.comparisons)))
+    blocks += mae_auc_blocks(canvas, form, gathered.points)
     template = page_environment().get_template("study.html.j2")
     text = template.render(title=form.name, reference=form.reference, blocks=blocks, version=__version__)
     path = folder / "study.html"
@@ -96,7 +99,14 @@ def metric_name(metric: str) -> str:
     """
     >>> metric_name("age/test_external/mae_years"), metric_name("age/test_external/r2")
     ('MAE external (years)', 'age/test_external/r2')
+    >>> metric_name("on:diagnosis/test_external/auc pair=CN-AD predictor=probe")
+    'AUC CN-AD probe'
     """
+    of = Metric.of(metric)
+    if of.on and of.name == "auc":
+        return " ".join(["AUC", *(name for _, name in of.parts)])
+    if of.on and of.name == "mae_years":
+        return " ".join(["MAE on the other cohort (years)", *(name for _, name in of.parts)])
     return NAMES.get(metric, metric)
 
 

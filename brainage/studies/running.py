@@ -18,7 +18,8 @@ from brainage.runtime import console, warn
 from brainage.runtime.files import write_atomically
 from brainage.runtime.ranks import is_first
 from brainage.stages import prepare_stage, progress_bar
-from brainage.studies.cells import FINISHED_STATE, Cell, cohort_folder, kept_evaluation, state_of
+from brainage.studies.cells import FINISHED_STATE, Cell, cohort_folder, is_evaluated, kept_evaluation, state_of
+from brainage.studies.elsewhere import is_judged, judge_cell, judged_experiment
 from brainage.studies.study import Form, SimulatedCohort
 from brainage.studies.subsets import subset_split
 
@@ -31,16 +32,22 @@ def prepare_study(form: Form, cells: Sequence[Cell], open_cohort: OpenCohort, la
 
     Run it before a job array, whose processes would otherwise all want to write the same store.
     """
-    if form.simulate:
-        simulate(form.simulate, layouts)
+    simulate_all(form, layouts)
     prepared: set[str] = set()
     for cell in cells:
         if cell.subset:
             write_subset(cell, open_cohort)
-        where = repr(dataclasses.replace(cell.whole.data, batch_size=0))
-        if where not in prepared:
-            prepare_stage(open_cohort(cell.whole))
-            prepared.add(where)
+        for experiment in (cell.whole, *([judged_experiment(cell)] if cell.on else [])):
+            where = repr(dataclasses.replace(experiment.data, batch_size=0))
+            if where not in prepared:
+                prepare_stage(open_cohort(experiment))
+                prepared.add(where)
+
+
+def simulate_all(form: Form, layouts: dict[str, WriteCohort]) -> None:
+    """The cohorts of a small study; nothing of a full one."""
+    for cohort in filter(None, (form.simulate, form.simulate_on)):
+        simulate(cohort, layouts)
 
 
 def simulate(cohort: SimulatedCohort, layouts: dict[str, WriteCohort]) -> Path:
@@ -87,8 +94,7 @@ def run_cells(cells: Sequence[Cell], open_cohort: OpenCohort) -> dict[str, str]:
 
 
 def run_cell(cell: Cell, open_cohort: OpenCohort) -> None:
-    """Prepare, pre-train, evaluate; each finds finished what is."""
-    from brainage.downstream.evaluate import evaluate
+    """Prepare, pre-train, evaluate, judge on the other cohort; each finds finished what is."""
     from brainage.pretraining.run import pretrain
 
     if cell.subset:
@@ -97,12 +103,22 @@ def run_cell(cell: Cell, open_cohort: OpenCohort) -> None:
     run = pretrain(cell.experiment, data, label=cell.name)
     if not is_first():  # of several processes that trained it together
         return
+    if not is_evaluated(cell):
+        _evaluate(cell, data, run.folder)
+    if not is_judged(cell):
+        judge_cell(cell, data, open_cohort)
+
+
+def _evaluate(cell: Cell, data: ScanSource, folder: Path) -> None:
+    """On the own cohort, with the baselines that other studies asked for."""
+    from brainage.downstream.evaluate import evaluate
+
     asked = cell.experiment.evaluate
     before = kept_evaluation(cell).get("baselines", [])  # of another study that has this cell too
     baselines = list(dict.fromkeys([*asked.baselines, *before]))
     wider = dataclasses.replace(cell.experiment, evaluate=dataclasses.replace(asked, baselines=baselines))
-    results = evaluate(wider, data, run.folder)
-    _tell_mlflow(wider, run.folder, results)
+    results = evaluate(wider, data, folder)
+    _tell_mlflow(wider, folder, results)
 
 
 def print_cells(cells: Sequence[Cell]) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from brainage.errors import ConfigError
 from brainage.runtime import console, warn
 from brainage.studies.cells import Cell, cells_of
-from brainage.studies.running import OpenCohort, WriteCohort, prepare_study, print_cells, run_cells, simulate
+from brainage.studies.running import OpenCohort, WriteCohort, prepare_study, print_cells, run_cells, simulate_all
 from brainage.studies.study import Form, form_of, load_study, shipped_studies
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def study_stage(
         prepare_study(form, chosen, open_cohort, layouts())
         return {}
     if form.simulate:
-        simulate(form.simulate, layouts())
+        simulate_all(form, layouts())
     failed = run_cells(chosen, open_cohort)
     if task == "all":
         gather_stage(form, cells)

@@ -7,9 +7,11 @@
       l1: {loss.name: l1}
     grid: {}                      # dotted key -> values: every combination is an arm too
     reference: exp                # the arm that the others are compared with
-    compare: []                   # task/split/metric of results.csv; the first is drawn first
+    compare: []                   # task/split/metric of results.csv (see metrics.py); the first is drawn first
     baselines: []                 # scored once, beside the reference's first seed
     seeds: [0, 1, 2]
+    evaluate_on: adni             # a shipped evaluation or a YAML file: every cell is judged on that cohort as well
+    evaluate_on_overrides: {}     # dotted keys of that evaluation; on the command line: on.data.root=DIR
     small: {}                     # what differs in the form that runs on a simulated cohort, see SmallStudy
 
 An arm may also say how many people or sites it trains on: `subset.people`, `subset.sites` (brainage.studies.subsets).
@@ -27,9 +29,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from brainage.data.table import SPLITS
 from brainage.errors import ConfigError
 from brainage.experiment_files import find_shipped, nearest, read_yaml, shipped
+from brainage.studies.metrics import Metric
 
 MAIN_METRICS = (
     "age/test_external/mae_years",
@@ -63,7 +65,10 @@ class SmallStudy:
     reference: str = ""
     compare: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
+    evaluate_on: str = ""
+    evaluate_on_overrides: dict[str, Any] = field(default_factory=dict)
     simulate: SimulatedCohort = field(default_factory=SimulatedCohort)
+    simulate_on: SimulatedCohort | None = None  # the cohort of evaluate_on
 
 
 @dataclass
@@ -78,6 +83,8 @@ class Study:
     compare: list[str] = field(default_factory=lambda: list(MAIN_METRICS))
     baselines: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    evaluate_on: str = ""
+    evaluate_on_overrides: dict[str, Any] = field(default_factory=dict)
     small: SmallStudy = field(default_factory=SmallStudy)
 
 
@@ -95,6 +102,9 @@ class Form:
     baselines: list[str]
     seeds: list[int]
     simulate: SimulatedCohort | None  # None: the cohort of the experiment
+    evaluate_on: str = ""  # empty: on no other cohort
+    evaluate_on_overrides: dict[str, Any] = field(default_factory=dict)
+    simulate_on: SimulatedCohort | None = None
 
 
 def shipped_studies() -> dict[str, Path]:
@@ -128,10 +138,13 @@ def form_of(study: Study, *, small: bool, source: str = "") -> Form:
         overrides={**study.overrides, **(own.overrides if small else {})},
         arms=_arms(arms, grid, source),
         reference=(small and own.reference) or study.reference,
-        compare=list((small and own.compare) or study.compare),
+        compare=[_spelled(text, source) for text in (small and own.compare) or study.compare],
         baselines=list(study.baselines),
         seeds=list((small and own.seeds) or study.seeds),
         simulate=own.simulate if small else None,
+        evaluate_on=(small and own.evaluate_on) or study.evaluate_on,
+        evaluate_on_overrides={**study.evaluate_on_overrides, **(own.evaluate_on_overrides if small else {})},
+        simulate_on=own.simulate_on if small else None,
     )
     _check(form, f"{source} (small)" if small else source)
     return form
@@ -175,18 +188,25 @@ def _check(form: Form, source: str) -> None:
         raise ConfigError(f"{source}: seeds {form.seeds}: expected different numbers of 0 or more")
     if not form.compare:
         raise ConfigError(f"{source}: compare is empty; expected task/split/metric, such as {MAIN_METRICS[0]}")
-    for metric in form.compare:
-        task, _, rest = metric.partition("/")
-        split, _, name = rest.partition("/")
-        if not (task and name and set(split.split("+")) <= set(SPLITS)):
-            raise ConfigError(
-                f"{source}: compare {metric!r}: expected task/split/metric{nearest(metric, MAIN_METRICS)}"
-            )
+    elsewhere = [metric for metric in form.compare if Metric.of(metric).on]
+    if elsewhere and not form.evaluate_on:
+        raise ConfigError(f"{source}: compare {elsewhere[0]!r}: there is no other cohort; say evaluate_on")
+    if form.simulate and bool(form.evaluate_on) != bool(form.simulate_on):
+        raise ConfigError(f"{source}: evaluate_on and small.simulate_on: expected both or neither")
+    if form.evaluate_on_overrides and not form.evaluate_on:
+        raise ConfigError(f"{source}: evaluate_on_overrides: there is no other cohort; say evaluate_on")
+
+
+def _spelled(text: str, source: str) -> str:
+    try:
+        return str(Metric.of(text))
+    except ValueError as error:
+        raise ConfigError(f"{source}: compare {text!r}: {error}{nearest(text, MAIN_METRICS)}") from error
 
 
 def _refuse_unknown(values: dict[str, Any], of: type, source: str, prefix: str = "") -> None:
     """Keys of the schema only; what stands under arms, grid, overrides and options is the study's own."""
-    sections = {"small": SmallStudy, "simulate": SimulatedCohort}
+    sections = {"small": SmallStudy, "simulate": SimulatedCohort, "simulate_on": SimulatedCohort}
     known = [f.name for f in dataclasses.fields(of)]
     for key, value in values.items():
         if key not in known:
