@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,7 +31,15 @@ FEWEST_FITTED = 4  # people: two folds of two
 
 _ROUNDING = 1e-6  # spread, as a share of the largest value, that float32 cannot tell from none
 
-_Predict = Callable[[np.ndarray], np.ndarray]  # features [n, D] -> site names [n]
+
+class _Sites(NamedTuple):
+    """Sites that a model knows and its scores of features [n, D], [n, K]."""
+
+    classes: np.ndarray
+    scores: Callable[[np.ndarray], np.ndarray]
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        return self.classes[self.scores(X).argmax(axis=1)]
 
 
 def fitted_and_scored(
@@ -101,7 +108,7 @@ class RidgeProbe:
         mean, centre = X.mean(axis=0), float(y.mean())
         rows = np.column_stack([np.ones(len(y)), X - mean, y - centre])
         splits = grouped_folds(np.asarray(groups), self.seed, self.folds)
-        blocks = [np.linalg.qr(rows[held_out], mode="r") for _, held_out in splits]
+        blocks = [_r_factor(rows[held_out]) for _, held_out in splits]
         scores = np.empty((len(splits), len(self.alphas)))
         for fold, (_, held_out) in enumerate(splits):
             coefs, intercepts = _ridge_path(blocks[:fold] + blocks[fold + 1 :], self.alphas)
@@ -150,34 +157,47 @@ class SiteProbe:
         # The person of such a site is never in both parts of a fold, so that it is missed there whatever C.
         self.lonely_sites_ = [str(site) for site in self.classes_ if len(np.unique(groups[y == site])) == 1]
         self.converged_ = True
+        whole = [] if self.solver == "saga" else self._softmax(X, y)
         splits = grouped_folds(groups, self.seed, self.folds)
         scores = np.empty((len(splits), len(self.Cs)))
         for fold, (train, held_out) in enumerate(splits):
-            for column, predict in enumerate(self._path(X[train], y[train], self.Cs)):
-                truth, found = y[held_out], predict(X[held_out])
-                scores[fold, column] = balanced_accuracy(truth, found, np.ones((1, len(truth))))[0]
+            truth, once = y[held_out], np.ones((1, len(held_out)))
+            for column, model in enumerate(self._path(X[train], y[train], whole)):
+                scores[fold, column] = balanced_accuracy(truth, model.predict(X[held_out]), once)[0]
         self.folds_ = len(splits)
         self.scores_ = scores.mean(axis=0)
-        self.C_ = float(self.Cs[int(np.argmax(self.scores_))])
-        (self._predict,) = self._path(X, y, [self.C_])
+        best = int(np.argmax(self.scores_))
+        self.C_ = float(self.Cs[best])
+        self._model = _Sites(self.classes_, whole[best].scores) if whole else self._saga(X, y, self.C_)
         return self
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """[n] site names."""
-        return self._predict(_checked_features(X, len(X)))
+        return self._model.predict(_checked_features(X, len(X)))
 
-    def _path(self, X: np.ndarray, y: np.ndarray, Cs: Sequence[float]) -> list[_Predict]:
-        """A predicting function for each C."""
+    def scores(self, X: np.ndarray) -> np.ndarray:
+        """[n, K] in the order of `classes_`: log probabilities up to a constant of each row."""
+        return self._model.scores(_checked_features(X, len(X)))
+
+    def _path(self, X: np.ndarray, y: np.ndarray, whole: Sequence[Softmax]) -> list[_Sites]:
+        """A fitted model for each C. `whole` are those of all rows, to start from: that a fold's fit has converged is
+        judged by the fold's own gradient, and its minimum is unique."""
         classes = np.unique(y)
         if len(classes) == 1:  # a fold that lost every other site
-            return [partial(_only, classes[0])] * len(Cs)
+            return [_Sites(classes, _no_choice)] * len(self.Cs)
         if self.solver == "saga":
-            return [self._saga(X, y, C) for C in Cs]
-        models = fit_softmax_path(X, np.searchsorted(classes, y), Cs, max_iter=self.max_iter or 5000)
-        self.converged_ &= all(model.converged for model in models)
-        return [partial(_most_probable, model, classes) for model in models]
+            return [self._saga(X, y, C) for C in self.Cs]
+        known = np.searchsorted(self.classes_, classes)
+        starts = [model._replace(coef=model.coef[:, known], intercept=model.intercept[known]) for model in whole]
+        return [_Sites(classes, model.scores) for model in self._softmax(X, y, starts)]
 
-    def _saga(self, X: np.ndarray, y: np.ndarray, C: float) -> _Predict:
+    def _softmax(self, X: np.ndarray, y: np.ndarray, starts: Sequence[Softmax] = ()) -> list[Softmax]:
+        codes = np.unique(y, return_inverse=True)[1]
+        models = fit_softmax_path(X, codes, self.Cs, starts=starts, max_iter=self.max_iter or 5000)
+        self.converged_ &= all(model.converged for model in models)
+        return models
+
+    def _saga(self, X: np.ndarray, y: np.ndarray, C: float) -> _Sites:
         model = LogisticRegression(
             C=C, solver="saga", max_iter=self.max_iter or PUBLISHED_ITERATIONS, random_state=self.seed
         )
@@ -185,7 +205,7 @@ class SiteProbe:
             warnings.simplefilter("always", ConvergenceWarning)
             model.fit(X, y)
         self.converged_ &= not any(issubclass(w.category, ConvergenceWarning) for w in caught)
-        return model.predict
+        return _Sites(model.classes_, model.predict_log_proba)
 
 
 def people(table: pd.DataFrame) -> np.ndarray:
@@ -200,12 +220,8 @@ def fit_note(probe: RidgeProbe | SiteProbe, chosen: str) -> str:
     return note if probe.folds_ == probe.folds else f"{note}; only {probe.folds_} folds: few people"
 
 
-def _only(site: str, X: np.ndarray) -> np.ndarray:
-    return np.full(len(X), site)
-
-
-def _most_probable(model: Softmax, classes: np.ndarray, X: np.ndarray) -> np.ndarray:
-    return classes[np.argmax(X @ model.coef + model.intercept, axis=1)]
+def _no_choice(X: np.ndarray) -> np.ndarray:
+    return np.zeros((len(X), 1))
 
 
 def _checked_features(X: np.ndarray, n: int) -> np.ndarray:
@@ -225,6 +241,10 @@ def _spread(X: np.ndarray) -> np.ndarray:
     return np.where(sd > _ROUNDING * np.abs(X).max(axis=0), sd, np.inf)
 
 
+def _r_factor(rows: np.ndarray) -> np.ndarray:
+    return np.asarray(np.linalg.qr(rows, mode="r"))
+
+
 def _ridge_path(blocks: Sequence[np.ndarray], alphas: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients [D, A] and intercepts [A] on the rows behind all `blocks`, the R factors of [1, X, y] by rows.
 
@@ -232,7 +252,7 @@ def _ridge_path(blocks: Sequence[np.ndarray], alphas: Sequence[float]) -> tuple[
     of both centred: [R, r] with R = U S V' gives V S (S^2 + alpha)^-1 U' r. Never forming X'X keeps features of very
     different units (thickness in mm, volumes in mm3) accurate.
     """
-    factor = np.linalg.qr(np.concatenate(blocks), mode="r")
+    factor = _r_factor(np.concatenate(blocks))
     U, s, Vt = np.linalg.svd(factor[1:, 1:-1], full_matrices=False)
     shrunken = s[:, None] / (s[:, None] ** 2 + np.asarray(alphas))
     coefs = Vt.T @ ((U.T @ factor[1:, -1])[:, None] * shrunken)
