@@ -58,9 +58,10 @@ def is_judged(cell: Cell) -> bool:
     folder = judged_folder(cell)
     if not all((folder / name).is_file() for name in ("evaluation.yaml", "results.csv")):
         return False
-    kept, asked = read_experiment(folder / "evaluation.yaml"), judged_experiment(cell)
-    same = _protocol(kept) == _protocol(asked)
-    return same and (not _scores_checkpoints(asked) or _steps(cell) <= _steps_scored(cell))
+    kept = read_experiment(folder / "evaluation.yaml")
+    if _scores_checkpoints(kept) and not _steps(cell) <= _steps_scored(cell):
+        return False
+    return _protocol(kept) == _protocol(judged_experiment(cell))
 
 
 def judge_cell(cell: Cell, data: ScanSource, open_cohort: Callable[[Experiment], ScanSource]) -> None:
