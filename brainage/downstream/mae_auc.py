@@ -71,9 +71,9 @@ def correlate(
 ) -> pd.DataFrame:
     """Rows of the task mae_auc: Pearson's and Spearman's correlation of AUC with either MAE; `n` counts points.
 
-    `found`: points of one pair, predictor and evaluation. `group` names which, where they are not all.
-    Interval: Fisher's z with the jackknife's standard error over
-    runs (delete one run; Efron and Tibshirani 1993, chapter 11) and Student's t of G - 1. The note states the
+    `found`: points of one pair, predictor and evaluation; `group` names which, where they are not all. Interval:
+    Fisher's z with the jackknife's standard error over runs (delete one run; Efron and Tibshirani 1993, chapter 11) and
+    Student's t of G - 1: the luck of trainings, the people judged being the same for all. The note states the
     percentiles of a bootstrap over runs and Fisher's z as if each run were one point. Points without one of the numbers
     are counted and left out; with fewer than FEWEST_RUNS runs there is a row without a number.
     """
@@ -126,7 +126,7 @@ def correlation(
     z, error = np.arctanh(estimate), _jackknife(np.arctanh(without))
     half = float(student.ppf(0.975, len(names) - 1)) * error
     found = Interval(estimate, float(np.tanh(z - half)), float(np.tanh(z + half)))
-    return found, "; ".join(["interval by a jackknife over runs on Fisher's z", *said])
+    return found, "; ".join(["jackknife over runs on Fisher's z, the people judged are fixed", *said])
 
 
 def read_points(folder: Path) -> pd.DataFrame:

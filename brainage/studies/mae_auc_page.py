@@ -17,8 +17,9 @@ from brainage.studies.study import Form
 READING = (
     "Age error against diagnosis, over networks and their checkpoints. r below 0: networks that err less in age tell "
     "the groups apart better. Checkpoints of one training are no networks of their own, so intervals (95 %, jackknife "
-    "on the scale of Fisher's z) are over trainings. A training moves both numbers over its steps: a correlation over "
-    "checkpoints mixes that road with what sets trainings apart, which the rows of last points alone show."
+    "on the scale of Fisher's z) are over trainings, of the same people judged. A training moves both numbers over "
+    "its steps: a correlation over checkpoints mixes that road with what sets trainings apart, which the rows of last "
+    "points alone show."
 )
 
 
