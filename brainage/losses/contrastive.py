@@ -37,10 +37,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from brainage.config import LossConfig, nearest
 from brainage.errors import ConfigError
+from brainage.losses.chunks import mean_over_chunks
 from brainage.losses.pairs import (
     Pairs,
     Setting,
@@ -250,11 +250,7 @@ def contrastive_loss(config: LossConfig) -> Callable[..., Tensor]:
         first, last = rows or (0, len(age_years))
         if not config.chunk_rows or config.chunk_rows >= last - first:
             return part(z, first, last)
-        total = z.new_zeros((), dtype=torch.promote_types(z.dtype, torch.float32))
-        for start in range(first, last, config.chunk_rows):
-            stop = min(start + config.chunk_rows, last)
-            total = total + (stop - start) * checkpoint(part, z, start, stop, use_reentrant=False)
-        return total / (last - first)
+        return mean_over_chunks(part, z, (first, last), config.chunk_rows)
 
     return loss
 
