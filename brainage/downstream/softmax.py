@@ -18,7 +18,8 @@ import numpy as np
 _GRADIENT_TOLERANCE = 1e-5  # of the mean loss, largest entry, in coordinates scaled by the curvature of equal odds
 _SINGLE_STEPS = 300  # in float32; where its rounding keeps a gradient from vanishing float64 goes on from there
 _MEMORY = 10  # pairs of L-BFGS
-_SHORTEST = 1e-8  # share of a step below which no shorter one is tried
+_SHORTENED = 20  # times that a step is tried at most, each time shorter
+_LEAST_CURVATURE = 1e-3  # of that at equal odds
 
 
 class Softmax(NamedTuple):
@@ -96,17 +97,18 @@ def _descend(
     gradient = _gradient(rows, codes, ridge)
     weights = weights.astype(rows.dtype)
     slope, curvature = gradient(weights)
-    inverse = 1 / np.maximum(curvature(), np.finfo(np.float32).tiny)
+    # A start that is sure of every row has next to no curvature, and would take a step out of the world.
+    inverse = (1 / np.maximum(curvature(), _LEAST_CURVATURE / unit**2)).astype(rows.dtype)
     pairs: deque[tuple[np.ndarray, np.ndarray, float]] = deque(maxlen=_MEMORY)
     for _ in range(max_iter):
         if np.abs(slope * unit).max() <= tolerance:
             break
         step = -_inverse_hessian(slope, pairs, inverse)
         share, before = 1.0, float(np.vdot(slope, step))
-        while True:
+        for _ in range(_SHORTENED):
             found, _ = gradient(weights + share * step)
             after = float(np.vdot(found, step))
-            if after <= -0.1 * before or share < _SHORTEST:
+            if after <= -0.1 * before:
                 break
             share *= max(before / (before - after), 0.1)  # where a straight line between both slopes is 0
         step, change = share * step, found - slope

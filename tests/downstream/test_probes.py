@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
 
@@ -41,6 +42,22 @@ def test_the_age_probe_chooses_and_predicts_as_scikit_learn_does(n, D, noise):
     assert probe.alpha_ == search.best_params_["alpha"]
     np.testing.assert_allclose(probe.scores_, search.cv_results_["mean_test_score"], atol=1e-9)
     np.testing.assert_allclose(probe.predict(X[::-1]), search.predict(X[::-1]), rtol=1e-8)
+
+
+@pytest.mark.parametrize(("n", "D"), [(120, 10), (40, 90), (60, 50)])
+def test_factors_of_the_folds_give_the_ridge_of_their_rows(n, D):
+    """Parts with fewer rows than features and with more; against the normal equations."""
+    X, y, groups = regression(n, D)
+    probe = RidgeProbe(alphas=[0.1, 10.0]).fit(X, y, groups)
+    for column, alpha in enumerate(probe.alphas):
+        scores = []
+        for train, held_out in grouped_folds(groups, 0):
+            mean, centre = X[train].mean(axis=0), y[train].mean()
+            Z = X[train] - mean
+            coef = np.linalg.solve(Z.T @ Z + alpha * np.eye(D), Z.T @ (y[train] - centre))
+            error = y[held_out] - centre - (X[held_out] - mean) @ coef
+            scores.append(1 - (error**2).sum() / ((y[held_out] - y[held_out].mean()) ** 2).sum())
+        np.testing.assert_allclose(probe.scores_[column], np.mean(scores), rtol=1e-9)
 
 
 def test_the_cases_above_choose_different_penalties():
@@ -121,6 +138,52 @@ def test_the_softmax_solution_is_the_one_of_scikit_learn(K, D):
         probabilities = np.exp(scores - scores.max(axis=1, keepdims=True))
         probabilities /= probabilities.sum(axis=1, keepdims=True)
         np.testing.assert_allclose(probabilities, reference.predict_proba(X - X.mean(axis=0)), atol=2e-5)
+
+
+def test_where_a_fit_starts_is_of_no_consequence_and_the_gradient_says_that_it_converged():
+    X, y, _ = sites(D=30)
+    codes = np.unique(y, return_inverse=True)[1]
+    models = fit_softmax_path(X, codes, PENALTIES)
+    rng = np.random.default_rng(0)
+    away = [m._replace(coef=m.coef + rng.normal(size=m.coef.shape), intercept=m.intercept + 3) for m in models]
+    again = fit_softmax_path(X, codes, PENALTIES, starts=away[::-1])
+    for C, model, other in zip(PENALTIES, models, again, strict=True):
+        probabilities = softmax(model.scores(X), axis=1)
+        np.testing.assert_allclose(softmax(other.scores(X), axis=1), probabilities, atol=2e-3)
+        slope = (X - X.mean(axis=0)).T @ (probabilities - np.eye(4)[codes]) / len(X) + model.coef / (C * len(X))
+        variance = ((X - X.mean(axis=0)) ** 2).mean(axis=0)
+        assert np.abs(slope / np.sqrt(variance[:, None] / 4 + 1 / (C * len(X)))).max() < 1e-4
+    (stopped,) = fit_softmax_path(X, codes, [100.0], max_iter=2)
+    assert not stopped.converged
+
+
+def test_float32_that_cannot_reach_the_tolerance_is_finished_in_float64():
+    X, y, _ = sites(D=30)
+    (model,) = fit_softmax_path(X * 1e5, np.unique(y, return_inverse=True)[1], [100.0], tolerance=1e-9)
+    assert model.converged
+
+
+@pytest.mark.parametrize("solver", ["lbfgs", "saga"])
+def test_scores_rank_the_sites_as_the_prediction_does(solver):
+    X, y, groups = sites()
+    probe = SiteProbe(solver).fit(X, y, groups)
+    assert probe.scores(X).shape == (len(y), 4)
+    assert (probe.classes_[probe.scores(X).argmax(axis=1)] == probe.predict(X)).all()
+
+
+def test_a_fold_without_some_site_starts_from_the_others():
+    X, y, groups = sites()
+    y = np.where(groups == groups[0], "lonely", y)  # 5 sites, 4 of them in the fold that holds this one out
+    probe = SiteProbe(seed=2).fit(X, y, groups)
+    newton = LogisticRegression(solver="newton-cholesky", tol=1e-8)
+    search = GridSearchCV(newton, {"C": PENALTIES}, scoring=_balanced, cv=grouped_folds(groups, 2)).fit(X, y)
+    np.testing.assert_allclose(probe.scores_, search.cv_results_["mean_test_score"], atol=1e-12)
+
+
+def _balanced(model, X, y):
+    """scikit-learn's own score divides by the classes of the truth alone too, but warns of unknown ones."""
+    found = model.predict(X)
+    return np.mean([(found[y == site] == site).mean() for site in np.unique(y)])
 
 
 @pytest.mark.parametrize("solver", ["lbfgs", "saga"])

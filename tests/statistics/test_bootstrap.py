@@ -50,6 +50,18 @@ def test_equal_seeds_agree_to_the_last_digit_whatever_the_chunks_and_the_row_ord
     np.testing.assert_array_equal(np.concatenate(list(resample_weights(persons, 300, 7))), weights)
 
 
+def test_people_in_order_and_out_of_order_get_the_same_weights():
+    """In order of their names and with one scan each, weights need not be spread over scans; elsewhere they are."""
+    names = np.array([f"p{i}" for i in range(30)])  # sorted as text: p0, p1, p10, ...
+    orders = [np.argsort(names), np.arange(30), np.random.default_rng(0).permutation(30)]
+    drawn = [np.concatenate(list(resample_weights(names[order], 40, 7)))[:, np.argsort(order)] for order in orders]
+    for other in drawn[1:]:
+        np.testing.assert_array_equal(other, drawn[0])
+    twice = np.concatenate(list(resample_weights(np.repeat(np.sort(names), 2), 40, 7)))
+    np.testing.assert_array_equal(twice[:, ::2], drawn[0][:, np.argsort(names)])
+    assert drawn[0].std() > 0
+
+
 def test_the_interval_is_the_one_of_scipy():
     values = np.random.default_rng(4).gamma(2, size=80)
     ours = bootstrap(weighted_mean(values), np.arange(80), resamples=20_000, seed=0)["mean"]
