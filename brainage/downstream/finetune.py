@@ -34,7 +34,7 @@ from brainage.imaging.contract import InputContract
 from brainage.pretraining.checkpoint import load_module
 from brainage.pretraining.module import Normaliser
 from brainage.pretraining.optimisation import rate_factor
-from brainage.pretraining.trainer import PRECISION, _leave_signals_alone, _quieten_lightning
+from brainage.pretraining.trainer import PRECISION, leave_signals_alone, quieten_lightning
 from brainage.runtime import choose_device, guard_precision, set_threads
 
 _CERTAIN = 1e-12  # probabilities keep this far from 0 and 1, so that their log odds are finite
@@ -257,7 +257,7 @@ def quiet_trainer(experiment: Experiment, steps: int) -> L.Trainer:
     """A Lightning trainer of so many steps in this process alone, that writes and says nothing."""
     device = choose_device(experiment.trainer.accelerator)
     deterministic = experiment.trainer.deterministic
-    _quieten_lightning()
+    quieten_lightning()
     warnings.filterwarnings("ignore", r".*module\(s\) in eval mode at the start of training.*")  # the frozen ones
     trainer = L.Trainer(
         max_epochs=1, max_steps=steps, accelerator={"cuda": "gpu"}.get(device.type, device.type),
@@ -267,7 +267,7 @@ def quiet_trainer(experiment: Experiment, steps: int) -> L.Trainer:
         use_distributed_sampler=False, num_sanity_val_steps=0, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    _leave_signals_alone(trainer)
+    leave_signals_alone(trainer)
     return trainer
 
 

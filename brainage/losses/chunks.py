@@ -21,7 +21,7 @@ Part = Callable[[Tensor, int, int], Tensor]
 def mean_over_chunks(part: Part, z: Tensor, rows: tuple[int, int], chunk_rows: int) -> Tensor:
     """Mean of `part(z, first, last)`, itself a mean over these rows, over all `rows`; a scalar, float32 at least.
 
-    z [N, ...] of any floating type gets the gradient of the whole, which is a constant to autograd: no second derivatives.
+    z [N, ...] of any floating type gets the gradient of the whole, a constant to autograd: no second derivatives.
 
     >>> z = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
     >>> mean = mean_over_chunks(lambda z, first, last: z[first:last].square().mean(), z, (0, 3), chunk_rows=2)

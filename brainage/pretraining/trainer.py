@@ -34,7 +34,7 @@ def build_trainer(experiment: Experiment, callbacks: list[L.Callback], **options
     cores = max(1, allowed_cores() // trainer.devices) if together else 0
     set_threads(trainer.threads or cores)
     set_tf32(trainer.tf32, device)
-    _quieten_lightning()
+    quieten_lightning()
     built = L.Trainer(
         max_epochs=trainer.epochs,
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
@@ -58,7 +58,7 @@ def build_trainer(experiment: Experiment, callbacks: list[L.Callback], **options
         logger=False,
         **options,
     )
-    _leave_signals_alone(built)
+    leave_signals_alone(built)
     return built
 
 
@@ -77,7 +77,7 @@ def _strategy(experiment: Experiment) -> DDPStrategy:
     )
 
 
-def _leave_signals_alone(trainer: L.Trainer) -> None:
+def leave_signals_alone(trainer: L.Trainer) -> None:
     """Lightning answers SIGTERM with a collective in the signal handler, where ranks deadlock, and asks the device at
     each step whether one came, which stalls it. Neither has a switch (2.6). `Stopper` answers signals instead."""
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
@@ -97,7 +97,7 @@ def guard(experiment: Experiment, contract: InputContract) -> None:
         guard_precision(experiment.trainer.precision, device)
 
 
-def _quieten_lightning() -> None:
+def quieten_lightning() -> None:
     """Leave out what Lightning says of itself, and its advice that does not apply: the loader resumes by the step."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
