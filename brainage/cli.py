@@ -39,6 +39,10 @@ MENDABLE = {  # what the disk says -> what to do
     errno.EDQUOT: "free some and run the same command again, it goes on where it stopped",
     errno.EACCES: "name another folder (runs=DIR, data.store=DIR) or ask for the right to write there",
     errno.EROFS: "name another folder (runs=DIR, data.store=DIR)",
+    errno.ENOTDIR: "something else lies where a folder should be; move it away",
+    errno.EISDIR: "a folder lies where a file should be; move it away",
+    errno.EEXIST: "something else lies where a folder should be; move it away",
+    errno.EFBIG: "a limit on the size of files stops it (ulimit -f); lift it and run the same command again",
 }
 
 

@@ -110,6 +110,7 @@ SHARES = (
     "augment.flip_p", "augment.affine_p", "augment.crop_p", "augment.blur_p", "augment.noise_p",
     "augment.intensity_p", "augment.cutout_p", "augment.cutout_share", "augment.crop_share",
 )  # fmt: skip
+NOT_EMPTY = ("tasks", "age_probes", "pairs", "predictors")
 EVALUATED = {  # lists of evaluate -> the words they take
     "tasks": ("age", "gap", "diagnosis", "site", "longitudinal"),
     "age_probes": ("ridge", "kernel_ridge", "gaussian_process", "knn"),
@@ -181,8 +182,15 @@ def check_experiment(experiment: Experiment) -> None:
     for baseline in experiment.evaluate.baselines:
         _choice("evaluate.baselines", baseline, ("untrained", "pca_ridge", "ridge"))
     for key, known in EVALUATED.items():
-        for value in getattr(experiment.evaluate, key):
+        words = getattr(experiment.evaluate, key)
+        if not words and key in NOT_EMPTY:
+            raise ConfigError(f"evaluate.{key} is empty: expected one or more of {', '.join(known)}")
+        for value in words:
             _choice(f"evaluate.{key}", value, known)
+    if not experiment.evaluate.label_shares:
+        raise ConfigError("evaluate.label_shares is empty: expected shares of the labels, such as [1.0]")
+    if experiment.evaluate.diagnosis_folds < 2:
+        raise ConfigError(f"evaluate.diagnosis_folds={experiment.evaluate.diagnosis_folds}: expected 2 or more")
     for share in experiment.evaluate.label_shares:
         if not 0 < share <= 1:
             raise ConfigError(f"evaluate.label_shares: {share}: expected shares above 0 and up to 1")
@@ -190,8 +198,6 @@ def check_experiment(experiment: Experiment) -> None:
         raise ConfigError(
             f"evaluate.conformal_coverage={experiment.evaluate.conformal_coverage}: expected a share between 0 and 1"
         )
-    if not experiment.evaluate.age_probes:
-        raise ConfigError("evaluate.age_probes is empty: expected at least ridge, whose ages give the gap")
     if not experiment.name or "/" in experiment.name:
         raise ConfigError(f"name={experiment.name!r}: expected a word without '/', since it names the run folder")
     flat = flatten(experiment)

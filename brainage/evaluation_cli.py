@@ -77,12 +77,9 @@ def add_evaluation_commands(app: typer.Typer, open_cohort: OpenCohort) -> None:
         """Judge the embeddings of any other tool by the same code, on the same people and resamples."""
         from brainage.config import load_experiment
         from brainage.downstream.external import judge_stage
-        from brainage.stages import prepare_stage
 
         experiment = load_experiment(exp, with_root(overrides, data))
-        cohort = open_cohort(experiment)
-        prepare_stage(cohort)
-        judge_stage(experiment, cohort, features, label or features.stem, out)
+        judge_stage(experiment, open_cohort(experiment), features, label or features.stem, out)
 
     @app.command()
     def report(

@@ -129,15 +129,19 @@ def embed_stage(experiment: Experiment, data: ScanSource, folder: Path, out: Pat
 
 
 def evaluation_experiment(run: Path, on: str, overrides: list[str]) -> tuple[Experiment, str]:
-    """The experiment of a run with the cohort of an evaluation file (a shipped name, or YAML) in place of its own, and
-    the name of that evaluation. ConfigError on keys that would be another training."""
+    """`evaluation_of` the experiment in a run folder."""
+    return evaluation_of(_saved(run), on, overrides, str(run))
+
+
+def evaluation_of(saved: Experiment, on: str, overrides: list[str], run: str) -> tuple[Experiment, str]:
+    """The experiment `saved` of `run` with the cohort of an evaluation file (a shipped name, or YAML) in place of its
+    own, and the name of that evaluation. ConfigError on keys that would be another training."""
     path = find_shipped("evaluate", on, "evaluation")
     values = read_yaml(path)
     known = ["description", "data", "evaluate", "finetune"]
     for key in values:
         if key not in known:
             raise ConfigError(f"{path}: {key!r}: an evaluation has {', '.join(known)}{nearest(key, known)}")
-    saved = _saved(run)
     given = apply_overrides(with_values(_of_another_cohort(saved), values, str(path)), overrides)
     _refuse_other_training(run, saved, given, other_cohort=True)
     return given, path.stem
@@ -170,7 +174,7 @@ def _of_another_cohort(saved: Experiment) -> Experiment:
     return dataclasses.replace(saved, data=own)
 
 
-def _refuse_other_training(folder: Path, saved: Experiment, changed: Experiment, *, other_cohort: bool) -> None:
+def _refuse_other_training(folder: Path | str, saved: Experiment, changed: Experiment, *, other_cohort: bool) -> None:
     for key, (before, after) in differing_keys(saved, changed).items():
         of_the_encoder = not key.startswith("data.") or key == "data.intensity"
         if of_the_encoder or not other_cohort:

@@ -34,8 +34,7 @@ def at_a_glance(results: pd.DataFrame, model: str) -> dict[str, float]:
     """What a table of runs shows in a few columns: errors, site accuracy, how well the embedding tells diagnoses."""
     found: dict[str, float] = {}
     for name, (split, task, metric) in GLANCE.items():
-        rows = _whole(results, model)
-        rows = rows[(rows["split"] == split) & (rows["task"] == task) & (rows["metric"] == metric)]
+        rows = _of(_whole(results, model), split, task, metric)
         if len(rows):
             found[name] = float(rows["estimate"].iloc[0])
     rows = _rows_of(results, model)
@@ -75,12 +74,13 @@ def print_headline(results: pd.DataFrame, model: str) -> None:
         "L_c": ("test_internal+test_external", "challenge", "challenge_score"),
     }
     rows = results[~results["run"].str.contains(r"-seed\d+$")]
+    rows = rows[_about_all(rows)]
+    columns = {title: where for title, where in columns.items() if len(_of(rows, *where))}
     title = "Years, 95 % intervals over people; site and L_c: lower is better"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("model", no_wrap=True)
-    for title, (split, task, metric) in columns.items():
-        n = rows[(rows["split"] == split) & (rows["task"] == task) & (rows["metric"] == metric)]["n"].max()
-        table.add_column(f"{title}\nn {n}", justify="right", no_wrap=True)
+    for title, where in columns.items():
+        table.add_column(f"{title}\nn {_of(rows, *where)['n'].max()}", justify="right", no_wrap=True)
     names = list(dict.fromkeys(rows["run"]))
     for name in sorted(names, key=lambda name: (name != model, name in ("mean_predictor", "chance"))):
         cells = [_cell(rows[rows["run"] == name], *where) for where in columns.values()]
@@ -91,12 +91,16 @@ def print_headline(results: pd.DataFrame, model: str) -> None:
 
 def _cell(rows: pd.DataFrame, split: str, task: str, metric: str) -> str:
     """Estimate over its interval, empty where the model has no such number."""
-    found = rows[(rows["split"] == split) & (rows["task"] == task) & (rows["metric"] == metric)]
+    found = _of(rows, split, task, metric)
     if found.empty:
         return ""
     row = found.iloc[0]
     interval = "" if np.isnan(row["low"]) else f"\n[{row['low']:.2f}, {row['high']:.2f}]"
     return "-" if np.isnan(row["estimate"]) else f"{row['estimate']:.2f}{interval}"
+
+
+def _of(rows: pd.DataFrame, split: str, task: str, metric: str) -> pd.DataFrame:
+    return rows[(rows["split"] == split) & (rows["task"] == task) & (rows["metric"] == metric)]
 
 
 def _rows_of(results: pd.DataFrame, model: str) -> pd.DataFrame:
@@ -107,4 +111,8 @@ def _rows_of(results: pd.DataFrame, model: str) -> pd.DataFrame:
 def _whole(results: pd.DataFrame, model: str) -> pd.DataFrame:
     """Those that are about whole splits."""
     rows = _rows_of(results, model)
-    return rows[np.array([not parts_of(str(note)) for note in rows["note"].fillna("")], dtype=bool)]
+    return rows[_about_all(rows)]
+
+
+def _about_all(rows: pd.DataFrame) -> np.ndarray:
+    return np.array([not parts_of(str(note)) for note in rows["note"].fillna("")], dtype=bool)

@@ -303,3 +303,14 @@ def test_where_a_member_or_a_file_of_options_lies_is_not_training_and_what_it_sa
     one, other = (load_experiment("openbhb_exp", words) for words in ([], ["data.options.months=3"]))
     assert differing_keys(one, other) == {"data.options.months": (None, 3)}
     assert differing_keys(other, one) == {"data.options.months": (3, None)}
+
+
+@pytest.mark.parametrize("word", ["tasks=[]", "pairs=[]", "predictors=[]", "age_probes=[]", "label_shares=[]"])
+def test_a_list_that_would_leave_nothing_to_do_is_refused(word):
+    with pytest.raises(ConfigError, match=r"is empty"):
+        load_experiment("openbhb_exp", [f"evaluate.{word}"])
+
+
+def test_one_fold_is_none():
+    with pytest.raises(ConfigError, match=r"evaluate.diagnosis_folds=1: expected 2 or more"):
+        load_experiment("openbhb_exp", ["evaluate.diagnosis_folds=1"])

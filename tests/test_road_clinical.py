@@ -132,13 +132,26 @@ def test_the_report_of_the_run_shows_the_other_cohort(judged):
 
 def test_ages_fitted_on_the_runs_own_people_are_another_readout(judged, places):
     run, first = judged
-    only = ["evaluate.tasks=[age]", "evaluate.baselines=[]", "evaluate.age_fitted_on=run"]
+    only = ["evaluate.tasks=[age]", "evaluate.baselines=[pca_ridge]", "evaluate.age_fitted_on=run"]
     experiment, _ = evaluation_experiment(run, "adni", words(places, *only))
     data = CohortDataModule(experiment.data, seed=experiment.seed)
     second = evaluate_on_stage(experiment, data, run, "by_run")
     note = rows_of(second, "age")["note"].iloc[0]
     assert "healthy people of openbhb" in note
     assert "healthy people of adni, cross-fitted" in rows_of(first, "age")["note"].iloc[0]
+    guess = second[(second["run"] == "mean_predictor") & (second["metric"] == "mae_years")]
+    assert len(guess) == 1  # that of the run's people; the baseline's ages are of a model of this cohort
+    assert second.loc[second["run"] == "pca_ridge", "estimate"].notna().any()
+
+
+def test_an_evaluation_leaves_nothing_of_the_one_before_it(judged, places):
+    run, _ = judged
+    folder = run / "evaluations" / "again"
+    words_of = ["evaluate.baselines=[]", "evaluate.predictors=[age_sex]", "evaluate.pairs=[CN-AD]"]
+    for tasks, wanted in (("[diagnosis]", {"diagnosis", "gaps"}), ("[gap]", {"gaps"})):
+        experiment, _ = evaluation_experiment(run, "adni", words(places, f"evaluate.tasks={tasks}", *words_of))
+        evaluate_on_stage(experiment, CohortDataModule(experiment.data, seed=experiment.seed), run, "again")
+        assert {path.stem for path in folder.glob("*.parquet")} == {"table", *wanted}
 
 
 def test_people_whom_the_encoder_was_trained_on_are_refused(judged, places, tmp_path):

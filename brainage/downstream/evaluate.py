@@ -14,11 +14,10 @@ import pandas as pd
 from brainage.config import Experiment, sibling, write_section
 from brainage.data.source import ScanSource
 from brainage.data.splits import was_seen
-from brainage.data.table import write_table
 from brainage.downstream.diagnosis import FitPredict
 from brainage.downstream.embed import embed
 from brainage.downstream.features import Embeddings, Features, pca_features, raw_features
-from brainage.downstream.kept import checkpoint_digest, kept_embeddings
+from brainage.downstream.kept import RESULTS, checkpoint_digest, kept_embeddings, write_frames
 from brainage.downstream.predictions import PREDICTION_COLUMNS
 from brainage.downstream.results import combine, results_frame, write_results
 from brainage.downstream.scoring import Judged, Scoring
@@ -65,11 +64,13 @@ def evaluate(experiment: Experiment, data: ScanSource, folder: Path) -> pd.DataF
 
 
 def _write(experiment: Experiment, folder: Path, results: pd.DataFrame, judged: list[Judged]) -> None:
+    (folder / RESULTS).unlink(missing_ok=True)  # written last: its presence vouches for the others
     write_section(experiment.evaluate, folder / "evaluate.yaml")  # as used now: config.yaml is from the training
-    write_results(results, folder / "results.csv")
-    write_table(pd.concat([model.predictions for model in judged])[PREDICTION_COLUMNS], folder / "predictions.parquet")
-    for name, frame in frames_of(task for model in judged for task in model.tasks).items():
-        write_table(frame, folder / f"{name}.parquet")
+    write_section(experiment.finetune, folder / "finetune.yaml")
+    frames = frames_of(task for model in judged for task in model.tasks)
+    frames["predictions"] = pd.concat([model.predictions for model in judged])[PREDICTION_COLUMNS]
+    write_frames(frames, folder)
+    write_results(results, folder / RESULTS)
 
 
 def _networks(
@@ -138,7 +139,10 @@ def _baseline(
         if name == "untrained":
             return _untrained(experiment, data, folder, seed).features("trunk", name, seed)
         if name == "pca_ridge":
-            fit_rows = data.rows(*experiment.evaluate.fit_splits)
+            # Not of those who calibrate: their scores must be those of people whom nothing was fitted on.
+            config = experiment.evaluate
+            apart = [split for split in config.fit_splits if split not in config.correct_on]
+            fit_rows = data.rows(*(apart or config.fit_splits))
             rule = experiment.data.intensity
             return pca_features(data.store.arrays, data.table, fit_rows, intensity=rule, seed=experiment.seed)
         return raw_features(data.store.arrays, data.table)

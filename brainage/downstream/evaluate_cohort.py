@@ -14,23 +14,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from brainage.config import Experiment, read_experiment, run_folder, save_experiment, sibling
+from brainage.config import Experiment, read_experiment, run_folder, sibling
 from brainage.data.source import ScanSource
 from brainage.data.splits import was_seen
-from brainage.data.table import read_table, write_table, write_tsv
+from brainage.data.table import read_table
 from brainage.downstream.age import score_predictions
 from brainage.downstream.diagnosis import FitPredict
 from brainage.downstream.embed import embed
 from brainage.downstream.fairness import evaluate_fairness
 from brainage.downstream.features import Features, pca_features, raw_features, read_embeddings
-from brainage.downstream.kept import checkpoint_digest, kept_embeddings
+from brainage.downstream.kept import checkpoint_digest, kept_embeddings, write_evaluation
 from brainage.downstream.predictions import PREDICTION_COLUMNS, predictions_frame
-from brainage.downstream.readout import Readout, healthy
+from brainage.downstream.readout import Readout
 from brainage.downstream.readouts import Reference, cohort_readout, reference_mean_age
-from brainage.downstream.results import EXTERNAL, INTERNAL, combine, missing_row, results_frame, write_results
+from brainage.downstream.results import EXTERNAL, INTERNAL, combine, missing_row, results_frame
 from brainage.downstream.site import evaluate_site
 from brainage.downstream.site_controls import evaluate_site_controls
-from brainage.downstream.task import TaskResult
+from brainage.downstream.task import TaskResult, not_computed
 from brainage.downstream.tasks import frames_of, merge, networks_of, over_seeds, run_tasks, without_networks
 from brainage.errors import BrainageError, ConfigError, DataError
 from brainage.losses.names import SUPERVISED_NAMES
@@ -66,7 +66,7 @@ def evaluate_cohort(experiment: Experiment, data: ScanSource, run: Path, name: s
             judging.model(baseline, [saved.seed], judging.baseline(baseline))
     if not judging.tasks:
         raise judging.errors[0]
-    return judging.write()
+    return judging.write()  # what was judged of another configuration goes with this, and not before
 
 
 class Judging:
@@ -131,13 +131,14 @@ class Judging:
         return find
 
     def baseline(self, name: str) -> Callable[[int], Found]:
-        """Raw values, or their principal components with axes of the cohort's healthy people."""
+        """Raw values, or their principal components. Axes are of everybody who is judged, ill or not, and of no label:
+        with axes of the healthy alone, their scores would be those of people fitted on and the others' would not."""
 
         def find(seed: int) -> Found:
             samples = self.data.store.arrays
             if name == "ridge":
                 return raw_features(samples, self.table), {}
-            rows, rule = np.flatnonzero(healthy(self.table)), self.experiment.data.intensity
+            rows, rule = np.arange(len(self.table)), self.experiment.data.intensity
             return pca_features(samples, self.table, rows, intensity=rule, seed=seed), {}
 
         return find
@@ -145,14 +146,10 @@ class Judging:
     def write(self) -> pd.DataFrame:
         """The files of the evaluation folder; gives the results."""
         results = combine([results_frame(self.lost), *self.results])
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save_experiment(self.experiment, self.folder / "evaluation.yaml")
-        write_table(self.table, self.folder / "table.parquet")
-        write_tsv(self.data.dropped, self.folder / "dropped.tsv")
-        write_table(pd.concat(self.predictions)[PREDICTION_COLUMNS], self.folder / "predictions.parquet")
-        for name, frame in frames_of(self.tasks).items():
-            write_table(frame, self.folder / f"{name}.parquet")
-        write_results(results, self.folder / "results.csv")  # last: its presence says that the others are there
+        frames = frames_of(self.tasks)
+        if self.predictions:
+            frames["predictions"] = pd.concat(self.predictions)[PREDICTION_COLUMNS]
+        write_evaluation(self.folder, self.experiment, self.table, self.data.dropped, frames, results)
         return results
 
     def _one(self, features: Features, networks: Mapping[str, FitPredict]) -> TaskResult:
@@ -174,16 +171,24 @@ class Judging:
     def _ages(self, readout: Readout, reference: Reference | None) -> TaskResult:
         """Errors are those of healthy people: in a patient the gap is what one looks for."""
         rows = readout.table[readout.correct]
+        if rows.empty:
+            reason = "nobody is healthy: every known diagnosis is another one, or a person has none"
+            return not_computed(readout.label, self.cohort, EXTERNAL, "age", "mae_years", reason)
         predictions = predictions_frame(
             rows, readout.predicted_age_years[readout.correct], model=readout.label, seed=readout.seed
         )
         self.predictions.append(predictions)
+        # One mean predictor an evaluation: that of the age model asked for, which baselines may not have.
+        as_asked = reference is not None or self.config.age_fitted_on == "cohort"
+        mean = reference_mean_age(reference, self.table, self.config) if as_asked else None
         where: dict[str, Any] = {"cohort": self.cohort, **self.shared}
         found = score_predictions(
-            predictions, mean_age_years=reference_mean_age(reference, self.table, self.config),
-            note=f"healthy people only; {readout.note}", **where,
-        )  # fmt: skip
-        parts = [TaskResult(found[found["split"] != INTERNAL]), evaluate_fairness(predictions, **where)]
+            predictions, mean_age_years=mean, note=f"healthy people only; {readout.note}", **where
+        )
+        parts = [
+            TaskResult(found[found["split"] != INTERNAL]),
+            evaluate_fairness(predictions, model=readout.label, **where),
+        ]
         return merge(parts)
 
     def _reference(self, features: Features) -> Reference | None:

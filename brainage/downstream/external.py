@@ -15,14 +15,15 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from brainage.config import Experiment, save_experiment
+from brainage.config import Experiment
 from brainage.data.source import ScanSource
-from brainage.data.table import PERSON, finish_dropped, write_table, write_tsv
+from brainage.data.table import PERSON, finish_dropped
 from brainage.downstream.evaluate_cohort import Judging
 from brainage.downstream.feature_table import covered, read_feature_table
 from brainage.downstream.features import Features
+from brainage.downstream.kept import write_evaluation
 from brainage.downstream.predictions import PREDICTION_COLUMNS
-from brainage.downstream.results import CHANCE, MEAN_PREDICTOR, combine, results_frame, write_results
+from brainage.downstream.results import CHANCE, MEAN_PREDICTOR, combine, results_frame
 from brainage.downstream.scoring import Scoring
 from brainage.downstream.tasks import frames_of
 from brainage.errors import ConfigError, DataError
@@ -44,7 +45,7 @@ def judge_stage(experiment: Experiment, data: ScanSource, path: Path, label: str
     features = read_feature_table(path, data.planned(), label=label)
     results = judge_features(experiment, data, features, out)
     print_headline(results, label)
-    print_tasks(results, label)
+    print_tasks(results, label, experiment.evaluate.correction)
     console().print(f"results: {out / 'results.csv'}", soft_wrap=True)
     return results
 
@@ -111,14 +112,9 @@ def _as_own_cohort(
     if not judged:
         raise scoring.errors[0]
     results = noted(combine([results_frame(scoring.lost), *map(scoring.results, judged)]))
-    out.mkdir(parents=True, exist_ok=True)
-    save_experiment(experiment, out / "evaluation.yaml")
-    write_table(data.table, out / "table.parquet")
-    write_tsv(data.dropped, out / "dropped.tsv")
-    write_table(pd.concat([one.predictions for one in judged])[PREDICTION_COLUMNS], out / "predictions.parquet")
-    for name, frame in frames_of(task for one in judged for task in one.tasks).items():
-        write_table(frame, out / f"{name}.parquet")
-    write_results(results, out / "results.csv")  # last: its presence says that the others are there
+    frames = frames_of(task for one in judged for task in one.tasks)
+    frames["predictions"] = pd.concat([one.predictions for one in judged])[PREDICTION_COLUMNS]
+    write_evaluation(out, experiment, data.table, data.dropped, frames, results)
     return results
 
 

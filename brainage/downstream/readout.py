@@ -70,6 +70,8 @@ def healthy(table: pd.DataFrame) -> np.ndarray:
     Where nobody has any diagnosis everybody counts as healthy (say so: NOBODY_DIAGNOSED); where some have, a person
     without one does not.
     """
+    if "diagnosis" not in table:
+        raise DataError("table without a column `diagnosis`: expected one, empty where nothing is known")
     diagnosis = table["diagnosis"]
     if diagnosis.isna().all():
         return np.ones(len(table), dtype=bool)

@@ -115,7 +115,9 @@ class Scoring:
     ) -> TaskResult:
         """What is read of the ages and the features of one network, beside its age and site probes."""
         parts = (
-            [evaluate_fairness(healthy_only(age.predictions)[0], **self.shared)] if "age" in self.config.tasks else []
+            [evaluate_fairness(healthy_only(age.predictions)[0], model=features.label, **self.shared)]
+            if "age" in self.config.tasks
+            else []
         )
         if self.with_site:
             found = sites[0] if sites else None

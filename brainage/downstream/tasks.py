@@ -16,7 +16,7 @@ from brainage.downstream.longitudinal import evaluate_longitudinal
 from brainage.downstream.readout import Readout
 from brainage.downstream.results import RESULT_COLUMNS, combine, parts_of, result_row, results_frame
 from brainage.downstream.survival import evaluate_survival
-from brainage.downstream.task import TaskResult
+from brainage.downstream.task import TaskResult, not_computed
 from brainage.statistics.bootstrap import Interval
 
 OF_READOUTS = ("gap", "diagnosis", "longitudinal")  # tasks that start from a readout
@@ -53,11 +53,16 @@ def run_tasks(
     gap = evaluate_gap(readout, config=config, seed=seed)
     done = [gap] if "gap" in asked else [TaskResult(results_frame([]), gap.frames)]
     gaps = gap.frames.get("gaps")
+    where = (readout.label, readout.cohort, readout.split)
     if gaps is None:
-        return merge(done)
-    if "diagnosis" in asked:
-        done.append(evaluate_diagnosis(readout, gaps, config=config, seed=seed, networks=networks))
-    if "longitudinal" in asked:
+        done = [TaskResult(gap.results)]  # why there are none, whether asked for or not
+    if "diagnosis" in asked:  # embedding, age and sex need no gap
+        known = pd.DataFrame() if gaps is None else gaps
+        done.append(evaluate_diagnosis(readout, known, config=config, seed=seed, networks=networks))
+    if "longitudinal" in asked and gaps is None:
+        for task, metric in (("longitudinal", "slope_years_per_year"), ("survival", "hazard_ratio")):
+            done.append(not_computed(*where, task, metric, "there are no gaps, see the rows of the task gap"))
+    elif "longitudinal" in asked:
         done.append(evaluate_longitudinal(readout, gaps, config=config, seed=seed))
         done.append(evaluate_survival(readout, gaps, config=config, seed=seed))
     return merge(done)
@@ -80,27 +85,31 @@ def frames_of(parts: Iterable[TaskResult]) -> dict[str, pd.DataFrame]:
 
 
 def over_seeds(results: Sequence[pd.DataFrame], seeds: Sequence[int], *, asked: int) -> pd.DataFrame:
-    """One row for each number that all seeds have: the mean over seeds of estimates and of interval ends.
+    """One row for each number: the mean of estimates and of interval ends over the seeds that have it, and how many
+    of the `asked` ones those are.
 
-    p values are left out: their mean is no p value. `results` are frames of one model, one a seed; `asked` seeds should
-    be there.
+    p values are left out: their mean is no p value. `results` are frames of one model, one a seed.
     """
     if not results:
         return results_frame([])
     rows = pd.concat([frame.assign(seed=seed) for frame, seed in zip(results, seeds, strict=True)], ignore_index=True)
     rows["parts"] = ["; ".join(map("=".join, parts_of(str(note)).items())) for note in rows["note"]]
-    told = rows[rows["estimate"].notna() & ~rows["metric"].str.fullmatch("p|p_holm")]
-    lost = f"{len(seeds)} of {asked} seeds" if len(seeds) < asked else ""
-    listed = ", ".join(map(str, seeds))
+    rows = rows[~rows["metric"].str.fullmatch("p|p_holm")]
     found = []
-    for where, part in told.groupby([*RESULT_COLUMNS[:5], "parts"], sort=False):
-        if part["seed"].nunique() < len(seeds):
-            continue
+    for where, part in rows.groupby([*RESULT_COLUMNS[:5], "parts"], sort=False):
         run, cohort, split, task, metric, parts = (str(word) for word in where)
-        ends = part[["estimate", "low", "high"]].mean(skipna=False)
-        several = len(seeds) > 1
-        spread = f"seeds {listed}, sd over seeds {part['estimate'].std(ddof=1):.3g}" if several else ""
-        note = "interval ends are means over seeds" if several else ""
-        n = int(part["n"].max())
-        found.append(result_row(run, cohort, split, task, metric, Interval(*ends), n, parts, lost, spread, note))
+        known = part[part["estimate"].notna()]
+        if known.empty:
+            found.append(dict(part.iloc[0][RESULT_COLUMNS]))  # its note says why
+            continue
+        listed = ", ".join(map(str, known["seed"]))
+        notes = [f"{len(known)} of {asked} seeds" if len(known) < asked else ""]
+        if len(known) > 1:
+            notes.append(f"seeds {listed}, sd over seeds {known['estimate'].std(ddof=1):.3g}")
+        ends = known[["low", "high"]].mean(skipna=False)
+        if len(known) > 1 and ends.notna().all():
+            notes.append("interval ends are means over seeds")
+        values = Interval(float(known["estimate"].mean()), *ends)
+        n = int(known["n"].max())
+        found.append(result_row(run, cohort, split, task, metric, values, n, parts, *notes))
     return results_frame(found)

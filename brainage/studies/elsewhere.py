@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from brainage.config import DataConfig, Experiment, read_experiment, save_experiment
+from brainage.config import DataConfig, Experiment, read_experiment
 from brainage.data.source import ScanSource
 from brainage.downstream.mae_auc import POINT_COLUMNS, correlate, points, read_points, step_of
 from brainage.downstream.results import RESULT_COLUMNS, combine
@@ -34,15 +33,13 @@ class Points(NamedTuple):
 
 def judged_experiment(cell: Cell) -> Experiment:
     """The experiment of a cell with the other cohort; ConfigError on an evaluation that does not fit it."""
-    from brainage.evaluation_stages import evaluation_experiment
+    from brainage.evaluation_stages import evaluation_of
 
     assert cell.on
-    with TemporaryDirectory() as folder:  # the cell's own may not be there yet
-        save_experiment(cell.experiment, Path(folder) / "config.yaml")
-        try:
-            return evaluation_experiment(Path(folder), cell.on.evaluation, list(cell.on.words))[0]
-        except ConfigError as error:
-            raise ConfigError(f"evaluate_on {cell.on.evaluation}: {error}".replace(folder, cell.name)) from error
+    try:
+        return evaluation_of(cell.experiment, cell.on.evaluation, list(cell.on.words), cell.name)[0]
+    except ConfigError as error:
+        raise ConfigError(f"evaluate_on {cell.on.evaluation}: {error}") from error
 
 
 def judged_folder(cell: Cell) -> Path:

@@ -123,12 +123,51 @@ def test_the_runs_own_healthy_people_give_the_ages_where_they_are_asked_to():
 
 def test_other_features_too_few_healthy_people_and_people_who_were_trained_on_are_refused():
     table = people(30, ("train",))
-    with pytest.raises(DataError, match="3 healthy people to fit an age model on, expected 4"):
-        cohort_readout(features_of(table[:3]), table[:3], None, cohort="c", config=CONFIG, seed=0)
-    narrow = dataclasses.replace(features_of(table), values=features_of(table).values[:, :2])
+    with pytest.raises(DataError, match="5 healthy people to cross-fit an age model on, expected 6"):
+        cohort_readout(features_of(table[:5]), table[:5], None, cohort="c", config=CONFIG, seed=0)
+    wide = features_of(table.assign(cohort="run"))
+    narrow = dataclasses.replace(wide, values=wide.values[:, :2])
     with pytest.raises(DataError, match="2 features in the run's own embeddings, 4 here"):
-        cohort_readout(features_of(table), table, Reference(narrow, table, "run"), cohort="c", config=CONFIG, seed=0)
+        cohort_readout(
+            features_of(table),
+            table,
+            Reference(narrow, table.assign(cohort="run"), "run"),
+            cohort="c",
+            config=CONFIG,
+            seed=0,
+        )
+    assert cohort_readout(features_of(table[:6]), table[:6], None, cohort="c", config=CONFIG, seed=0).score.all()
     seen = np.zeros(30, dtype=bool)
     seen[7] = True
     with pytest.raises(LeakageError, match="were trained on"):
         cohort_readout(features_of(table, seen=seen), table, None, cohort="c", config=CONFIG, seed=0)
+
+
+def test_the_runs_own_people_are_not_judged_by_an_age_model_that_was_fitted_on_them():
+    theirs = people(80, ("train", "val", "test_internal"))
+    reference = Reference(features_of(theirs), theirs, "run")
+    val = theirs[theirs["split"] == "val"]
+    with pytest.raises(LeakageError, match=r"age model of run: 27 people are fitted on and judged too, first c/p001"):
+        cohort_readout(features_of(val), val, reference, cohort="c", config=CONFIG, seed=0)
+
+
+def test_who_is_healthy_is_known_from_all_of_the_runs_scans():
+    """Diagnoses that only the tests have: nobody of train is known to be healthy."""
+    theirs = people(60, ("train", "test_internal"), cohort="run")
+    theirs["diagnosis"] = theirs["diagnosis"].mask(theirs["split"] == "train")
+    table = people(20, ("train",), seed=3)
+    reference = Reference(features_of(theirs), theirs, "run")
+    with pytest.raises(DataError, match="run: 0 people known to be healthy in train and val"):
+        cohort_readout(features_of(table), table, reference, cohort="c", config=CONFIG, seed=0)
+    theirs["diagnosis"] = pd.array([None] * 60, dtype="string")
+    found = cohort_readout(features_of(table), table, reference, cohort="c", config=CONFIG, seed=0)
+    assert "of run, no scan of this cohort has a diagnosis: everybody counts as healthy" in found.note
+
+
+def test_people_whom_the_encoder_was_trained_on_do_not_correct():
+    table = people(90, ("train", "val", "test_internal"))
+    seen = (table["split"] == "train").to_numpy()
+    features = features_of(table, seen=seen)
+    assert own(table, features)[0].correct.any()
+    with pytest.raises(LeakageError, match="were trained on"):
+        own(table, features, dataclasses.replace(CONFIG, correct_on=["train"]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -29,10 +31,33 @@ def test_a_row_over_seeds_is_the_mean_of_estimates_and_ends_and_says_so():
     )
 
 
-def test_a_lost_seed_is_counted_and_a_number_that_one_seed_lacks_is_left_to_the_others():
+def test_a_lost_seed_is_counted_and_a_number_that_one_seed_lacks_is_the_mean_of_the_others():
     assert "1 of 2 seeds" in over_seeds([rows(0.6)], [1], asked=2)["note"].iloc[0]
-    lost = results_frame([missing_row("exp", "c", "test_external", "diagnosis", "auc", "no class", "pair=CN-AD")])
-    assert over_seeds([rows(0.6), lost], [0, 1], asked=2).empty
+    parts = ("pair=CN-AD", "predictor=gap")
+    lost = results_frame([missing_row("exp", "c", "test_external", "diagnosis", "auc", "it stopped", *parts)])
+    found = over_seeds([rows(0.6), lost, rows(0.8)], [0, 1, 2], asked=3).iloc[0]
+    assert found["estimate"] == pytest.approx(0.7)
+    assert "2 of 3 seeds; seeds 0, 2, sd over seeds" in found["note"]
+    nothing = over_seeds([lost, lost], [0, 1], asked=2).iloc[0]
+    assert np.isnan(nothing["estimate"])
+    assert nothing["note"].endswith("not computed: it stopped")
+
+
+def test_without_an_interval_in_every_seed_there_is_none_and_no_word_of_it():
+    bare = rows(0.6).assign(low=np.nan, high=np.nan)
+    found = over_seeds([bare, rows(0.8)], [0, 1], asked=2).iloc[0]
+    assert np.isnan(found["low"])
+    assert "interval ends" not in found["note"]
+
+
+def test_where_there_are_no_gaps_the_other_tasks_are_computed_or_say_so():
+    readout, _ = cohort(60)
+    constant = dataclasses.replace(readout, predicted_age_years=np.full(len(readout.table), 70.0))
+    config = dataclasses.replace(CONFIG, tasks=["diagnosis", "longitudinal"])
+    found = run_tasks(constant, config=config, seed=0)
+    told = found.results.set_index("task")["estimate"].notna().groupby("task").any()
+    assert told["diagnosis"]  # the embedding, age and sex need no gap
+    assert not told[["gap", "longitudinal", "survival"]].any()
 
 
 def test_p_values_are_not_averaged():
