@@ -15,7 +15,7 @@ import pandas as pd
 
 from brainage.downstream.readout import Readout
 from brainage.downstream.results import FEWEST_PEOPLE
-from brainage.downstream.task_rows import TaskRows, alone
+from brainage.downstream.task_rows import TaskRows, alone, as_known
 from brainage.statistics.bootstrap import Interval, Statistic, bootstrap
 
 VISITS = {"1 visit": (1, 1), "2 visits": (2, 2), "3+ visits": (3, np.inf)}
@@ -51,8 +51,9 @@ class FollowUpRows(TaskRows):
                     continue
                 statistics = {metric: make(values.to_numpy()) for metric, make in metrics.items()}
                 note = "each person's own least-squares line, its noise included; bootstrap over people"
+                known = as_known(self.correction.partition("=")[2])
                 drawn = self._bootstrap(statistics, values.index)
-                found += [self.row(metric, drawn[metric], len(values), *parts, note) for metric in metrics]
+                found += [self.row(metric, drawn[metric], len(values), *parts, note, *known) for metric in metrics]
         return found
 
     def _bootstrap(self, statistics: Mapping[str, Statistic], persons: pd.Index) -> dict[str, Interval]:

@@ -8,6 +8,11 @@ What a bias correction does to slopes: age grows by a year a year, so that a cor
 age by a (Cole 2018) turns a slope s into (1 + s) / a - 1. Differences between groups stay as they are after the first
 and are divided by a after the second. A corrected slope of 0 thus says "as the healthy people of the correction differ
 from age to age", not "as the calendar"; slopes of the raw gap stand beside it.
+
+Intervals take the correction as known. The error of Beheshti's a moves the slopes of all groups alike: the interval of
+a group's corrected slope is too narrow by it, that of a difference is right (but for the folds of a cross-fit, whose a
+differ a little); the error of Cole's a is missing in both. Raw and corrected slopes are two views of the same visits: a
+difference found in both was found once, and Holm's adjustment counts the contrasts of one correction.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ from brainage.downstream.dropout import FollowUpRows, person_slopes
 from brainage.downstream.readout import NOBODY_DIAGNOSED, Readout
 from brainage.downstream.results import FEWEST_PEOPLE, results_frame
 from brainage.downstream.task import TaskResult, not_computed
-from brainage.downstream.task_rows import TaskRows, alone
+from brainage.downstream.task_rows import TaskRows, alone, as_known
 from brainage.downstream.trajectories import CONVERTER, EVERYBODY, GROUPS, STABLE, WORSE, Followed, follow
 from brainage.errors import DataError
 from brainage.statistics.mixed import MixedFit, fit_mixed
@@ -43,6 +48,7 @@ BANDS = (  # name, from (included) and to (not included) in years before the con
     ("at conversion or later", -np.inf, 1e-6),
 )
 SLOPE, DIFFERENCE = "slope_years_per_year", "slope_difference_years_per_year"
+CANCELS = ("none", "beheshti")  # corrections whose error does not change differences of slopes
 
 
 def evaluate_longitudinal(readout: Readout, gaps: pd.DataFrame, *, config: EvaluateConfig, seed: int) -> TaskResult:
@@ -116,9 +122,12 @@ class _Rows(TaskRows):
             notes.append(NOBODY_DIAGNOSED)
         in_model = visits.drop_duplicates("person")["group"].value_counts()
         slope = {g: {"years": 1.0} if i == 0 else {"years": 1.0, f"years x {g}": 1.0} for i, g in enumerate(groups)}
-        found += [self.row(SLOPE, fit.contrast(slope[g])[0], int(in_model[g]), f"group={g}", part, *notes)
+        if not terms:
+            notes.append("raw gap of the people whose corrected one is beside it, the same evidence seen twice")
+        known = as_known(correction)
+        found += [self.row(SLOPE, fit.contrast(slope[g])[0], int(in_model[g]), f"group={g}", part, *known, *notes)
                   for g in groups]  # fmt: skip
-        found += self._differences(fit, slope, in_model, part, notes)
+        found += self._differences(fit, slope, in_model, part, [*([] if correction in CANCELS else known), *notes])
         return found + (self._terms(fit, part, notes) if terms else [])
 
     def _differences(
@@ -136,7 +145,8 @@ class _Rows(TaskRows):
             found.append(self.row("p", alone(p), *named, "slopes differ"))
         for (high, low), p in zip(pairs, holm(chances), strict=True):
             parts = (f"contrast={high}-{low}", part)
-            found.append(self.row("p_holm", alone(p), int(sizes[high] + sizes[low]), *parts, f"of {len(pairs)}"))
+            said = f"Holm over the {len(pairs)} contrasts of groups under this correction alone"
+            found.append(self.row("p_holm", alone(p), int(sizes[high] + sizes[low]), *parts, said))
         return found
 
     def _terms(self, fit: MixedFit, part: str, notes: list[str]) -> list[dict[str, Any]]:
@@ -146,8 +156,12 @@ class _Rows(TaskRows):
         for name in fit.names:
             if "years" in name.split():
                 continue  # slopes and their differences have rows of their own
-            value, p = fit.contrast({name: 1.0})
             parts = (f"term={name.replace(' ', '_')}", part)
+            try:
+                value, p = fit.contrast({name: 1.0})
+            except DataError as error:
+                found.append(self.missing("coefficient", str(error), *parts))
+                continue
             said = unit.get(name, "years at the first visit, against the first group")
             found.append(self.row("coefficient", value, fit.people, *parts, said, *notes))
             found.append(self.row("p", alone(p), fit.people, *parts, "coefficient other than 0"))

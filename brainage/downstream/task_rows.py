@@ -30,3 +30,12 @@ class TaskRows:
 def alone(value: float) -> Interval:
     """A number without an interval: a p value, a count, a share."""
     return Interval(float(value), np.nan, np.nan)
+
+
+def as_known(correction: str) -> list[str]:
+    """What a number of a corrected gap leaves out of its interval, as phrases of its note.
+
+    >>> as_known("beheshti"), as_known("none")
+    (['the correction is taken as known'], [])
+    """
+    return [] if correction == "none" else ["the correction is taken as known"]

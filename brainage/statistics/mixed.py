@@ -20,10 +20,14 @@ from scipy.stats import t as student
 
 from brainage.errors import DataError
 from brainage.statistics.bootstrap import Interval
+from brainage.statistics.clustered import ClusterRobust, cluster_robust
 
 FEWEST_FOR_SLOPES = 5  # people with three or more visits, below which no variance of slopes is estimated
 RANDOM_SLOPE = "random intercept and slope by person, REML, t interval"
-FALLBACK = "random intercept only, standard errors robust to people's own slopes (sandwich over people), t interval"
+FALLBACK = (
+    "random intercept only, standard errors robust to people's own slopes (CR2 over people), t interval of "
+    "Satterthwaite's degrees of freedom"
+)
 _NO_SCATTER = 1e-9  # residual sd, as a share of that of y
 _EXACT = {"ftol": 1e-14, "gtol": 1e-4}  # a deviance of 1e4 rounds at 1e-12
 _STEEP = 0.02  # of the deviance, per unit of a scaled sd, above which a fit has not converged
@@ -46,6 +50,7 @@ class MixedFit:
     scans: int
     converged: bool  # the model with random slopes converged; else `method` is FALLBACK and `reason` says why
     reason: str
+    robust: ClusterRobust | None = None  # of the fallback, in the units given
 
     @property
     def method(self) -> str:
@@ -55,19 +60,24 @@ class MixedFit:
     def contrast(self, weights: Mapping[str, float], level: float = 0.95) -> tuple[Interval, float]:
         """Weighted sum of fixed effects with its interval, and the two-sided p of its being 0.
 
-        Student's t with containment degrees of freedom: followed people minus terms that change within people where
-        one of those has a weight, else people minus the other terms. Raises DataError on an unknown term.
+        Student's t. With random slopes it has the containment degrees of freedom: followed people minus terms that
+        change within people where one of those has a weight, else people minus the other terms; in the fallback those
+        of the sandwich (Bell and McCaffrey 2002), few where one group is small. Raises DataError on an unknown term
+        and, in the fallback, on one that a single person tells.
         """
         for name in weights:
             if name not in self.names:
                 raise DataError(f"mixed model: no term {name!r}; there are {', '.join(self.names)}")
         row = np.array([weights.get(name, 0.0) for name in self.names])
         value, error = float(row @ self.estimate), math.sqrt(row @ self.covariance @ row)
-        inside = any(name in self.within for name in weights)
-        count = len(self.within) if inside else len(self.names) - len(self.within)
-        freedom = max((self.followed if inside else self.people) - count, 1)
+        freedom = self._containment(weights) if self.robust is None else self.robust.freedom(row)
         half = float(student.ppf(0.5 + level / 2, freedom)) * error
         return Interval(value, value - half, value + half), float(2 * student.sf(abs(value) / error, freedom))
+
+    def _containment(self, weights: Mapping[str, float]) -> int:
+        inside = any(name in self.within for name in weights)
+        count = len(self.within) if inside else len(self.names) - len(self.within)
+        return max((self.followed if inside else self.people) - count, 1)
 
 
 def fit_mixed(y: np.ndarray, fixed: pd.DataFrame, years: np.ndarray, persons: np.ndarray) -> MixedFit:
@@ -75,7 +85,8 @@ def fit_mixed(y: np.ndarray, fixed: pd.DataFrame, years: np.ndarray, persons: np
 
     `persons` [n] names the person behind each visit. Where the model with random slopes does not converge, or fewer
     than FEWEST_FOR_SLOPES people have three visits, only the intercept is random, standard errors are the sandwich
-    over people (Liang and Zeger 1986), which holds whatever people's slopes do, and `converged` is False.
+    over people (Liang and Zeger 1986) in the form for few of them (`statistics.clustered`), which holds whatever
+    people's slopes do, and `converged` is False.
     Raises DataError on values that are not finite, terms that say the same, nobody with two visits, and data without
     scatter around the fitted lines.
     """
@@ -99,14 +110,17 @@ def fit_mixed(y: np.ndarray, fixed: pd.DataFrame, years: np.ndarray, persons: np
         found, again = data.fit(slopes=False)
         if found is None:
             raise DataError(f"mixed model: not even random intercepts can be fitted ({again}); see the gaps")
-    estimate, covariance = data.effects(found, robust=not converged)
+    estimate, covariance = data.effects(found)
     scaled = size / spread
+    robust = None
+    if not converged:
+        robust = data.sandwich(found, estimate).scaled(scaled)
     sds = np.sqrt(np.maximum(np.diag(found.random), 0))
     both = found.random[0, 1] / (sds[0] * sds[1]) if converged and sds.min() > 0 else np.nan
     return MixedFit(
         names=tuple(map(str, fixed.columns)),
         estimate=estimate * scaled,
-        covariance=covariance * np.outer(scaled, scaled),
+        covariance=covariance * np.outer(scaled, scaled) if robust is None else robust.covariance,
         within=frozenset(str(n) for n, column in zip(fixed.columns, terms.T, strict=True) if _varies(column, codes)),
         sd_intercept=float(sds[0] * size),
         sd_slope=float(sds[1] * size / pace) if converged else np.nan,
@@ -117,6 +131,7 @@ def fit_mixed(y: np.ndarray, fixed: pd.DataFrame, years: np.ndarray, persons: np
         scans=len(values),
         converged=converged,
         reason=reason,
+        robust=robust,
     )
 
 
@@ -210,20 +225,22 @@ class _Data:
         sds = np.sqrt(np.clip(np.array([middle.var(), slopes]) / residual, 0.02, 1e3))
         return np.array([sds[0], 0.0, sds[1]])
 
-    def effects(self, found: _Components, *, robust: bool) -> tuple[np.ndarray, np.ndarray]:
+    def effects(self, found: _Components) -> tuple[np.ndarray, np.ndarray]:
         """Generalised least squares given the components: effects [K] and their covariance [K, K]."""
-        relative = found.random / found.residual
-        whole = self.cross(_root(relative))[0]
+        whole = self.cross(_root(found.random / found.residual))[0]
         covariance = np.linalg.inv(whole[:-1, :-1])
-        estimate = covariance @ whole[:-1, -1]
-        if not robust:
-            return estimate, covariance * found.residual
-        change = np.append(-estimate, 1.0)  # (terms, y) times it: what is left of y
-        inner = np.linalg.solve(np.eye(2) + relative @ self.zz, relative @ self.zb)
-        own = self._sums(self.terms[:, :, None] * (self.both @ change)[:, None, None])[:, :, 0]
-        scores = own - np.einsum("pak,pa->pk", self.zb[:, :, :-1], inner @ change)
-        scale = self.people / max(self.people - self.terms.shape[1], 1)
-        return estimate, covariance @ (scores.T @ scores) @ covariance * scale
+        return covariance @ whole[:-1, -1], covariance * found.residual
+
+    def sandwich(self, found: _Components, estimate: np.ndarray) -> ClusterRobust:
+        """Robust covariance of the effects where only intercepts are random.
+
+        I + a 11' of a person's m visits is whitened by taking a share 1 - (1 + a m)^-1/2 of the person's mean away.
+        """
+        visits = np.bincount(self.codes)
+        share = 1 - (1 + visits * found.random[0, 0] / found.residual) ** -0.5
+        means = self._sums(self.both) * (share / visits)[:, None]
+        white = self.both - means[self.codes]
+        return cluster_robust(white[:, :-1], white[:, -1] - white[:, :-1] @ estimate, self.codes)
 
 
 def _factor(packed: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from statsmodels.regression.mixed_linear_model import MixedLM
 
 from brainage.config import EvaluateConfig
-from brainage.downstream.longitudinal import TRAJECTORY_COLUMNS, evaluate_longitudinal
+from brainage.downstream.longitudinal import DIFFERENCE, TRAJECTORY_COLUMNS, evaluate_longitudinal
 from brainage.downstream.results import read_results, write_results
 from brainage.downstream.trajectories import follow
 from brainage.errors import DataError
@@ -77,6 +77,36 @@ def test_a_linear_correction_shifts_every_slope_and_no_difference(result):
     assert found(result.results, metric, contrast="AD-CN", **CORRECTED)["estimate"] == pytest.approx(
         found(result.results, metric, contrast="AD-CN", **RAW)["estimate"], abs=1e-6
     )
+
+
+def test_notes_say_what_a_correction_leaves_out_and_that_the_raw_gap_is_no_further_evidence(cohort, result):
+    def note(rows, metric, **parts):
+        return found(rows, metric, **parts)["note"]
+
+    known, difference, own = "the correction is taken as known", DIFFERENCE, "person_slope_mean_years_per_year"
+    assert known in note(result.results, "slope_years_per_year", group="AD", **CORRECTED)
+    assert known in note(result.results, own, group="AD", subset="2+ visits", **CORRECTED)
+    assert known not in note(result.results, difference, contrast="AD-CN", **CORRECTED)
+    assert not result.results["note"].str.contains(f"correction=none.*{known}").any()
+    cole = evaluate(cohort, correction="cole").results
+    assert known in note(cole, difference, contrast="AD-CN", correction="cole")
+    assert "same evidence seen twice" in note(result.results, difference, contrast="AD-CN", **RAW)
+    assert "same evidence" not in note(result.results, difference, contrast="AD-CN", **CORRECTED)
+    assert "3 contrasts of groups under this correction alone" in note(
+        result.results, "p_holm", contrast="AD-CN", **CORRECTED
+    )
+
+
+def test_with_two_visits_and_one_man_only_the_difference_of_the_sexes_is_missing():
+    gaps = make_gaps(60, 2)
+    gaps["sex"] = pd.array(np.where(gaps["participant_id"] == "p00001", "M", "F"), dtype="string")
+    rows = evaluate(gaps).results
+    row = found(rows, "coefficient", term="sex_M", **CORRECTED)
+    assert np.isnan(row["estimate"])
+    assert "one person alone" in row["note"]
+    row = found(rows, DIFFERENCE, contrast="AD-CN", **CORRECTED)
+    assert "Satterthwaite" in row["note"]
+    assert row["low"] < row["estimate"] < row["high"]
 
 
 def test_every_number_has_its_row_once_and_the_table_survives_the_disk(result, tmp_path):

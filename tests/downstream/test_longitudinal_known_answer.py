@@ -63,6 +63,30 @@ def test_with_two_visits_a_person_the_robust_intervals_still_cover():
     assert converged == 0
 
 
+def two_visits(few, difference, seed, slope_sd=0.6, many=60):
+    """`few` people, whose slope is steeper by `difference`, and `many` others, all seen twice."""
+    rng = np.random.default_rng([9, few, seed])
+    people = few + many
+    person, years = np.repeat(np.arange(people), 2), np.tile([0.0, 1.0], people)
+    ill = (person < few).astype(float)
+    slope = rng.normal(0, 1, people)[person] * np.where(ill, slope_sd, 0.6) + difference * ill
+    gap = rng.normal(0, 4, people)[person] + slope * years + rng.normal(0, 1, 2 * people)
+    terms = pd.DataFrame({"intercept": 1.0, "years": years, "ill": ill, "years x ill": years * ill})
+    return gap, terms, years, person
+
+
+@pytest.mark.parametrize("few", [5, 8, 20])
+def test_a_small_group_seen_twice_is_found_different_one_time_in_twenty_where_it_is_not(few):
+    tests = (fit_mixed(*two_visits(few, 0.0, seed)).contrast({"years x ill": 1.0}) for seed in range(1000))
+    assert 29 <= sum(p < 0.05 for _, p in tests) <= 74
+
+
+def test_a_small_group_seen_twice_of_more_various_slopes_has_honest_intervals():
+    fits = (fit_mixed(*two_visits(8, 1.0, seed, slope_sd=2.0)) for seed in range(1000))
+    values = [fit.contrast({"years x ill": 1.0})[0] for fit in fits]
+    assert 926 <= sum(value.low <= 1.0 <= value.high for value in values) <= 971
+
+
 def test_the_rows_of_a_cohort_cover_what_was_planted_in_it():
     covered = {"AD-CN": 0, "raw CN": 0, "converter-stable": 0}
     for seed in range(100):

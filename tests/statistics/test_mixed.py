@@ -3,12 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import linalg, stats
 from scipy.optimize import minimize
 from statsmodels.regression.mixed_linear_model import MixedLM
 
 from brainage.errors import DataError
 from brainage.statistics import mixed as module
+from brainage.statistics.contrasts import adjusted_contrast
 from brainage.statistics.mixed import fit_mixed
 
 
@@ -90,18 +91,30 @@ def test_effects_and_variances_are_those_of_statsmodels_where_it_converges():
     assert found.sd_residual == pytest.approx(np.sqrt(theirs.scale), rel=5e-3)
 
 
-def test_the_sandwich_is_the_one_written_out_person_by_person():
-    y, fixed, years, persons = lines(people=20, visits=2, seed=4)
-    found, terms = fit_mixed(y, fixed, years, persons), fixed.to_numpy()
-    bread = middle = 0.0
+def test_the_sandwich_and_its_freedom_are_those_of_whole_matrices():
+    y, fixed, years, persons = lines(people=20, visits=3, seed=4)
+    kept = np.r_[True, persons[1:] != persons[:-1]] | (persons < 4) | ((years < 1.5) & (persons < 17))
+    y, fixed, years, persons = y[kept], fixed[kept], years[kept], persons[kept]
+    found = fit_mixed(y, fixed, years, persons)
+    assert not found.converged
+    v = found.sd_intercept**2 * (persons[:, None] == persons) + found.sd_residual**2 * np.eye(len(y))
+    white = linalg.inv(linalg.sqrtm(v).real)
+    x, e = white @ fixed.to_numpy(), white @ (y - fixed.to_numpy() @ found.estimate)
+    bread = np.linalg.inv(x.T @ x)
+    maker = np.eye(len(y)) - x @ bread @ x.T
+    scores, forms = [], []
     for person in range(20):
         rows = persons == person
-        v = found.sd_intercept**2 + found.sd_residual**2 * np.eye(2)
-        weighted = np.linalg.solve(v, terms[rows])
-        score = weighted.T @ (y[rows] - terms[rows] @ found.estimate)
-        bread, middle = bread + weighted.T @ terms[rows], middle + np.outer(score, score)
-    expected = np.linalg.inv(bread) @ middle @ np.linalg.inv(bread) * 20 / 16
-    np.testing.assert_allclose(found.covariance, expected, rtol=1e-6)
+        adjusted = x[rows].T @ linalg.inv(linalg.sqrtm(maker[np.ix_(rows, rows)]).real)
+        scores.append(bread @ adjusted @ e[rows])
+        forms.append((bread @ adjusted)[1] @ maker[rows])  # of the slope, in independent residuals
+    np.testing.assert_allclose(found.covariance, np.transpose(scores) @ scores, rtol=1e-6)
+    spectrum = linalg.eigvalsh(np.array(forms) @ np.transpose(forms))
+    value, p = found.contrast({"years": 1.0})
+    freedom = spectrum.sum() ** 2 / (spectrum**2).sum()
+    t = value.estimate / np.sqrt(found.covariance[1, 1])
+    assert p == pytest.approx(2 * stats.t.sf(abs(t), freedom), rel=1e-6)
+    assert value.high - value.estimate == pytest.approx(stats.t.ppf(0.975, freedom) * value.estimate / t, rel=1e-6)
 
 
 def test_a_weighted_sum_of_effects_has_the_interval_of_its_variance():
@@ -142,10 +155,34 @@ def test_two_visits_a_person_fall_back_on_random_intercepts_with_robust_errors_a
     assert "random intercept only" in found.method
     assert "fewer than 5 people have three visits" in found.method
     own = y[1::2] - y[::2]
-    theirs = stats.ttest_ind(own[1::2], own[::2])
+    theirs = adjusted_contrast(own[:, None], np.arange(60) % 2 == 1, np.empty((60, 0)), np.zeros(60))[0]
     value, p = found.contrast({"years x odd": 1.0})
-    assert value.estimate == pytest.approx(own[1::2].mean() - own[::2].mean(), rel=1e-4)
-    assert p == pytest.approx(theirs.pvalue, rel=0.15)
+    np.testing.assert_allclose(value, theirs.difference, rtol=1e-6)
+    assert p == pytest.approx(theirs.p, rel=1e-6)
+
+
+def test_two_visits_of_a_small_and_a_large_group_have_the_error_of_welch_and_few_degrees_of_freedom():
+    y, fixed, years, persons = lines(people=50, visits=2, jitter=0.0, seed=5)
+    few = persons < 5
+    fixed = fixed.drop(columns=["odd", "years x odd"]).assign(few=few * 1.0, slower=few * years)
+    value, p = fit_mixed(y, fixed, years, persons).contrast({"slower": 1.0})
+    own = y[1::2] - y[::2]
+    theirs = stats.ttest_ind(own[:5], own[5:], equal_var=False)
+    error = (own[:5].mean() - own[5:].mean()) / theirs.statistic
+    freedom = (1 / 5 + 1 / 45) ** 2 / (1 / (25 * 4) + 1 / (45**2 * 44))  # Welch's, were the spreads equal
+    assert value.high - value.estimate == pytest.approx(stats.t.ppf(0.975, freedom) * error, rel=1e-6)
+    assert p == pytest.approx(2 * stats.t.sf(abs(theirs.statistic), freedom), rel=1e-6)
+
+
+def test_the_effect_of_what_one_person_alone_has_is_refused_in_the_fallback_and_no_other():
+    y, fixed, years, persons = lines(people=30, visits=2, seed=6)
+    man = (persons == 3) * 1.0
+    alone = fit_mixed(y, fixed.assign(man=man, **{"years x man": man * years}), years, persons)
+    with pytest.raises(DataError, match="one person alone tells a term"):
+        alone.contrast({"man": 1.0})
+    others = persons != 3
+    without = fit_mixed(y[others], fixed[others], years[others], persons[others]).contrast({"years x odd": 1.0})[0]
+    np.testing.assert_allclose(alone.contrast({"years x odd": 1.0})[0], without, rtol=1e-4)
 
 
 def test_a_fit_that_does_not_converge_is_named_and_not_used(monkeypatch):

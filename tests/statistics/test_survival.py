@@ -120,6 +120,25 @@ def test_the_concordance_is_that_of_all_pairs_and_of_resampled_people(monkeypatc
     assert concordance(time, event, event - 10 * time, np.ones((1, 40)))[0] == 1.0
 
 
+@pytest.mark.parametrize("decimals", [0, 1, 9])
+def test_the_concordance_of_many_events_is_that_of_all_pairs(decimals):
+    rng = np.random.default_rng(decimals)
+    time, score = rng.exponential(5, 600).round(decimals) + 0.5, rng.normal(size=600).round(decimals)
+    event, weights = rng.random(600) < 0.5, rng.poisson(1, size=(4, 600)).astype(float)
+    later = (time > time[:, None]) | ((time == time[:, None]) & event[:, None] & ~event)
+    later &= event[:, None]
+    higher = (score[:, None] > score) + 0.5 * (score[:, None] == score)
+    expected = [w @ (later * higher) @ w / (w @ later @ w) for w in weights]
+    np.testing.assert_allclose(concordance(time, event, score, weights), expected, rtol=1e-12)
+
+
+def test_nobody_with_the_event_is_no_concordance_and_a_score_that_is_not_finite_is_refused():
+    time, event = np.array([1.0, 2.0]), np.array([True, True])
+    assert np.isnan(concordance(time, ~event, time, np.ones((3, 2)))).all()
+    with pytest.raises(DataError, match="1 scores that are not finite"):
+        concordance(time, event, np.array([1.0, np.nan]), np.ones((1, 2)))
+
+
 def test_what_cannot_be_fitted_is_refused_with_the_reason():
     time, event, terms = followed()
     with pytest.raises(DataError, match="expected 10 events or more, found 9"):
