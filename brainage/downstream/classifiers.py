@@ -34,7 +34,7 @@ class Logistic(NamedTuple):
 class CrossFitted(NamedTuple):
     """Out-of-fold; NaN for people of folds whose training part lacks a class."""
 
-    probability: np.ndarray  # [n] of class 1, for its share in the whole sample
+    probability: np.ndarray  # [n] of class 1, for its share among the labelled people
     marker: np.ndarray  # [n] what people are ranked by: log odds in units of their sd in the training part
     threshold: float  # that share
     widen: float  # factor of the variance of an AUC of these probabilities, see `shared_training`
@@ -85,7 +85,9 @@ def cross_fit(X: np.ndarray, y: np.ndarray, fold: np.ndarray, labelled: np.ndarr
     are FEWEST_SHARED or more (a fit without folds 1 and 2 then serves both), else four stratified ones.
 
     Folds differ in their training share of class 1, by chance or because sites do, and pooling them would rank people
-    by fold: log odds are moved from the share in the training part to that of the whole sample (Saerens et al. 2002).
+    by fold: log odds are moved from the share in the training part to that of all labelled people (Saerens et al.
+    2002), the only labels that the fits may know. The marker is centred on its training part: pool it over folds of
+    equal class shares only, since a part poor in class 1 has the lower mean (`roc_within` compares within folds).
     """
     paths: dict[bytes, list[Logistic]] = {}
     taking_part = fold >= 0
@@ -102,7 +104,7 @@ def cross_fit(X: np.ndarray, y: np.ndarray, fold: np.ndarray, labelled: np.ndarr
             paths[key] = fit(rows, PENALTIES)
         return paths[key]
 
-    threshold = float(y[taking_part].mean())
+    threshold = float(y[labelled & taking_part].mean())
     log_odds, marker, chosen, converged = np.full(len(y), np.nan), np.full(len(y), np.nan), [], True
     models: list[tuple[np.ndarray, Logistic]] = []
     for held_out in np.unique(fold[taking_part]):

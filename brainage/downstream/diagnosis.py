@@ -6,10 +6,8 @@ the same people, folds and resamples. The class named second is 1: a higher scor
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator, Mapping
-from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,52 +17,22 @@ from brainage.config import EvaluateConfig
 from brainage.data.table import KEY, scan_keys
 from brainage.downstream.classifiers import CrossFitted, cross_fit, fittable
 from brainage.downstream.diagnosis_folds import Folds, Pair, draw_pair, labelled, people_folds, site_folds
+from brainage.downstream.diagnosis_rows import BASELINE, NETWORKS, Arm, Scored, arm_rows
 from brainage.downstream.readout import Readout
-from brainage.downstream.results import FEWEST_PEOPLE, missing_row, result_row, results_frame
+from brainage.downstream.results import FEWEST_PEOPLE, missing_row, results_frame
 from brainage.downstream.task import TaskResult
 from brainage.errors import ConfigError, DataError, TrainingStopped
-from brainage.statistics import roc
-from brainage.statistics.bootstrap import Interval, bootstrap
-from brainage.statistics.metrics import balanced_accuracy
-from brainage.statistics.seeds import holm
 
 DIAGNOSIS_COLUMNS = [
     *KEY, "site", "age_years", "sex", "diagnosis", "pair", "predictor", "folds", "labels", "fold", "truth", "score",
     "marker", "threshold", "model", "seed",
 ]  # fmt: skip
-BASELINE = "age_sex"
-NETWORKS = ("finetuned", "scratch")
 PREDICTORS = (BASELINE, "gap", "probe", *NETWORKS)
-METRICS = {"auc": roc.auc, "average_precision": roc.average_precision, "brier": roc.brier}
 
 _LEAST = 1e-12  # of a network's probability, so that its log odds are finite
 
 # (pair, training rows of the readout's table, their labels, test rows, seed) -> probabilities of the test rows
 FitPredict = Callable[[str, np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
-
-
-class _Arm(NamedTuple):
-    """One way of holding out and one share of labels, of one pair."""
-
-    pair: Pair
-    folds: Folds
-    by: str  # people | site
-    share: float
-    scored: np.ndarray  # bool [n]: of a fold whose training part can be fitted
-    labelled: np.ndarray  # bool [n]
-
-    @property
-    def parts(self) -> list[str]:
-        by_site = ["folds=site"] if self.by == "site" else []
-        return by_site + ([f"labels={self.share:g}"] if self.share < 1 else [])
-
-
-class _Scored(NamedTuple):
-    """`marker` [n] is what ROC and PR rank by: the gap itself, a probe's scaled log odds, a network's log odds."""
-
-    marker: np.ndarray
-    fitted: CrossFitted
-    note: str
 
 
 def evaluate_diagnosis(
@@ -97,13 +65,13 @@ def evaluate_diagnosis(
         for arm in _arms(pair, readout, config, seed):
             found, reasons = _predict(arm, readout, gaps, config, seed, networks or {})
             rows += [_missing(readout, why, f"pair={name}", f"predictor={p}", *arm.parts) for p, why in reasons.items()]
-            rows += _rows(arm, found, readout, config, seed)
+            rows += arm_rows(arm, found, readout, config, seed)
             frames += [_frame(arm, p, found[p], readout) for p in config.predictors if p in found]
     whole = {"diagnosis": pd.concat(frames, ignore_index=True)} if frames else {}
     return TaskResult(results_frame(rows), whole)
 
 
-def _arms(pair: Pair, readout: Readout, config: EvaluateConfig, seed: int) -> Iterator[_Arm]:
+def _arms(pair: Pair, readout: Readout, config: EvaluateConfig, seed: int) -> Iterator[Arm]:
     by_people = people_folds(pair, config.diagnosis_folds, seed)
     for share in sorted(set(config.label_shares), reverse=True):
         if not 0 < share <= 1:
@@ -113,27 +81,29 @@ def _arms(pair: Pair, readout: Readout, config: EvaluateConfig, seed: int) -> It
         yield _arm(pair, site_folds(pair, readout.table), "site", 1.0)
 
 
-def _arm(pair: Pair, folds: Folds, by: str, share: float) -> _Arm:
+def _arm(pair: Pair, folds: Folds, by: str, share: float) -> Arm:
     used = labelled(folds, pair.truth, share)
     scored = folds.fold >= 0
     for fold in np.unique(folds.fold[scored]):
         if not fittable(pair.truth[used & (folds.fold != fold)]):
             scored = scored & (folds.fold != fold)
-    return _Arm(pair, folds, by, share, scored, used)
+    return Arm(pair, folds, by, share, scored, used)
 
 
 def _predict(
-    arm: _Arm,
+    arm: Arm,
     readout: Readout,
     gaps: pd.DataFrame,
     config: EvaluateConfig,
     seed: int,
     networks: Mapping[str, FitPredict],
-) -> tuple[dict[str, _Scored], dict[str, str]]:
+) -> tuple[dict[str, Scored], dict[str, str]]:
     """What each predictor says, and why those that say nothing do not; the baseline is always computed."""
-    counts = np.bincount(arm.pair.truth[arm.scored], minlength=2)
+    counts = np.bincount(arm.pair.truth[arm.compared], minlength=2)
     if counts.min() < FEWEST_PEOPLE:
-        reason = f"fewer than {FEWEST_PEOPLE} people of a class in folds whose training part holds both classes"
+        which = "that hold both classes, as does their training part" if arm.by == "site" else ""
+        which = which or "whose training part holds both classes"
+        reason = f"fewer than {FEWEST_PEOPLE} people of a class in folds {which}"
         return {}, dict.fromkeys(config.predictors, reason)
     table = readout.table.iloc[arm.pair.rows]
     found, reasons = {BASELINE: _from_features(arm, *_age_and_sex(table), seed)}, {}
@@ -144,7 +114,7 @@ def _predict(
                 reasons[name] = why
             else:
                 scored = _from_features(arm, gap[:, None], f"gap corrected by {config.correction}", seed)
-                found[name] = _Scored(gap, scored.fitted._replace(widen=1.0), scored.note)  # the marker needs no fit
+                found[name] = Scored(gap, scored.fitted._replace(widen=1.0), scored.note)  # the marker needs no fit
         elif name == "probe":
             found[name] = _from_features(arm, _finite(readout, arm.pair.rows), "", seed)
         elif name in NETWORKS and name not in networks:
@@ -157,14 +127,14 @@ def _predict(
     return found, reasons
 
 
-def _from_features(arm: _Arm, X: np.ndarray, note: str, seed: int) -> _Scored:
+def _from_features(arm: Arm, X: np.ndarray, note: str, seed: int) -> Scored:
     fitted = cross_fit(X, arm.pair.truth.astype(np.float64), arm.folds.fold, arm.labelled, seed)
-    return _Scored(fitted.marker, fitted, "; ".join(phrase for phrase in (note, fitted.note) if phrase))
+    return Scored(fitted.marker, fitted, "; ".join(phrase for phrase in (note, fitted.note) if phrase))
 
 
-def _from_network(arm: _Arm, fit_predict: FitPredict, name: str, seed: int) -> _Scored:
+def _from_network(arm: Arm, fit_predict: FitPredict, name: str, seed: int) -> Scored:
     fold, truth, rows = arm.folds.fold, arm.pair.truth, arm.pair.rows
-    log_odds, share = np.full(len(truth), np.nan), float(truth[fold >= 0].mean())
+    log_odds, share = np.full(len(truth), np.nan), float(truth[arm.labelled].mean())
     for held_out in np.unique(fold[arm.scored]):
         train, test = arm.labelled & (fold != held_out), fold == held_out
         scores = np.asarray(fit_predict(arm.pair.name, rows[train], truth[train], rows[test], seed), dtype=np.float64)
@@ -173,11 +143,11 @@ def _from_network(arm: _Arm, fit_predict: FitPredict, name: str, seed: int) -> _
                 f"{name} network, pair {arm.pair.name}: expected {int(test.sum())} probabilities within 0 and 1, found "
                 f"shape {scores.shape} and {int((~((scores >= 0) & (scores <= 1))).sum())} that are none"
             )
-        # A network answers at the class share of its own training people: brought to the pair's, folds can be pooled.
+        # A network answers at the class share of its own training people: brought to that of all labelled people.
         log_odds[test] = logit(np.clip(scores, _LEAST, 1 - _LEAST)) - logit(truth[train].mean()) + logit(share)
     # How far the fold networks agree is not known, so that they get the widest interval.
     fitted = CrossFitted(expit(log_odds), log_odds, share, 2.0, "")
-    return _Scored(log_odds, fitted, "ranked by log odds")
+    return Scored(log_odds, fitted, "ranked by log odds")
 
 
 def _age_and_sex(table: pd.DataFrame) -> tuple[np.ndarray, str]:
@@ -208,97 +178,7 @@ def _finite(readout: Readout, rows: np.ndarray) -> np.ndarray:
     return X
 
 
-def _rows(
-    arm: _Arm, found: dict[str, _Scored], readout: Readout, config: EvaluateConfig, seed: int
-) -> list[dict[str, Any]]:
-    if not found:
-        return []
-    truth = arm.pair.truth[arm.scored]
-    of_people = readout.persons[arm.pair.rows[arm.scored]]
-    statistics = {}
-    for name, one in found.items():
-        score, marker = one.fitted.probability[arm.scored], one.marker[arm.scored]
-        for metric, function in METRICS.items():
-            statistics[f"{name} {metric}"] = _bound(function, truth, score if metric == "brier" else marker)
-        called = (score > one.fitted.threshold).astype(np.int64)
-        statistics[f"{name} balanced_accuracy"] = _bound(balanced_accuracy, truth, called)
-    drawn = [seed, zlib.crc32(arm.pair.name.encode())]
-    intervals = bootstrap(statistics, of_people, resamples=config.bootstrap, seed=drawn)
-    areas = roc.delong(truth, np.stack([one.marker[arm.scored] for one in found.values()]))
-    baseline = _baseline_note(areas)
-    rows = []
-    for index, (name, one) in enumerate(found.items()):
-        if name in config.predictors:
-            own = {metric: intervals[f"{name} {metric}"] for metric in (*METRICS, "balanced_accuracy")}
-            area = (float(areas.auc[index]), float(areas.covariance[index, index]))
-            rows += _metric_rows(arm, name, one, own, area, readout, "" if name == BASELINE else baseline)
-    return rows + (_paired_rows(arm, found, areas, readout, config) if arm.share == 1 else [])
-
-
-def _bound(metric: Callable, truth: np.ndarray, scores: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda weights: metric(truth, scores, weights)
-
-
-def _metric_rows(
-    arm: _Arm,
-    name: str,
-    one: _Scored,
-    own: dict[str, Interval],
-    area: tuple[float, float],
-    readout: Readout,
-    baseline: str,
-) -> list[dict[str, Any]]:
-    truth, score = arm.pair.truth[arm.scored], one.fitted.probability[arm.scored]
-    share, (first, second) = float(truth.mean()), arm.pair.name.split("-")
-    widen = one.fitted.widen
-    delong = roc.delong_interval(area[0], area[1] * widen)
-    slope = roc.calibration(truth, score).slope
-    counts = f"{int((truth == 0).sum())} {first} and {int((truth == 1).sum())} {second}"
-    lost = int((~arm.scored).sum())
-    unscored = f"{lost} people not scored" if lost else ""
-    who = (counts, unscored, arm.pair.note, arm.folds.note, one.note)
-    notes: dict[str, tuple[Interval, tuple[str, ...]]] = {
-        "auc": (
-            _widened(own["auc"], widen),
-            ("bootstrap", _widen_note(widen), _shown("DeLong", delong), baseline, *who),
-        ),
-        "auc_delong": (delong, ("DeLong on log odds", _widen_note(widen), _no_interval(delong), *who)),
-        "average_precision": (own["average_precision"], (f"chance {share:.3g}", *who)),
-        "balanced_accuracy": (own["balanced_accuracy"], (f"called {second} above {one.fitted.threshold:.3g}", *who)),
-        "brier": (own["brier"], (f"the share alone gives {share * (1 - share):.3g}", *who)),
-        "calibration_slope": (slope, ("Wald interval, maximum likelihood", _no_slope(slope), *who)),
-    }
-    where = (readout.label, readout.cohort, readout.split, "diagnosis")
-    parts = (f"pair={arm.pair.name}", f"predictor={name}", *arm.parts)
-    return [result_row(*where, metric, value, len(truth), *parts, *said) for metric, (value, said) in notes.items()]
-
-
-def _paired_rows(
-    arm: _Arm, found: dict[str, _Scored], areas: roc.DeLong, readout: Readout, config: EvaluateConfig
-) -> list[dict[str, Any]]:
-    """AUC of each predictor minus that of each before it in `config.predictors`, and Holm over these contrasts."""
-    names = list(found)
-    asked = [name for name in dict.fromkeys(config.predictors) if name in found]
-    pairs = list(combinations(asked, 2))
-    tests = []
-    for first, second in pairs:
-        widen = max(found[first].fitted.widen, found[second].fitted.widen)
-        tests.append((*roc.delong_test(areas, names.index(second), names.index(first), widen=widen), widen))
-    adjusted = holm([p for _, p, _ in tests])
-    rows, n = [], int(arm.scored.sum())
-    where = (readout.label, readout.cohort, readout.split, "diagnosis_paired")
-    for (first, second), (difference, p, widen), p_holm in zip(pairs, tests, adjusted, strict=True):
-        parts = (f"pair={arm.pair.name}", f"contrast={second}-{first}", *arm.parts)
-        said = ("paired DeLong", _widen_note(widen))
-        why = "not computed: DeLong's variance is 0" if np.isnan(p) else ""
-        rows.append(result_row(*where, "auc_difference", difference, n, *parts, *said, _no_interval(difference)))
-        rows.append(result_row(*where, "p", Interval(p, np.nan, np.nan), n, *parts, *said, why))
-        holm_note = f"Holm over {len(pairs)} contrasts of the pair"
-        rows.append(result_row(*where, "p_holm", Interval(p_holm, np.nan, np.nan), n, *parts, holm_note, why))
-    return rows
-
-
-def _frame(arm: _Arm, name: str, one: _Scored, readout: Readout) -> pd.DataFrame:
+def _frame(arm: Arm, name: str, one: Scored, readout: Readout) -> pd.DataFrame:
     here = arm.scored
     table = readout.table.iloc[arm.pair.rows[here]].reset_index(drop=True)
     facts = {
@@ -312,33 +192,3 @@ def _frame(arm: _Arm, name: str, one: _Scored, readout: Readout) -> pd.DataFrame
 
 def _missing(readout: Readout, reason: str, *parts: str) -> dict[str, Any]:
     return missing_row(readout.label, readout.cohort, readout.split, "diagnosis", "auc", reason, *parts)
-
-
-def _widened(found: Interval, widen: float) -> Interval:
-    """A percentile interval stretched about its estimate by the root of `widen`, within 0 and 1."""
-    low, high = (found.estimate + np.sqrt(widen) * (end - found.estimate) for end in found[1:])
-    return Interval(found.estimate, max(low, 0.0) if low == low else low, min(high, 1.0) if high == high else high)
-
-
-def _baseline_note(areas: roc.DeLong) -> str:
-    """The baseline is the first row."""
-    alone = roc.delong_interval(float(areas.auc[0]), float(areas.covariance[0, 0]))
-    told = " and tell the classes apart" if alone.low > 0.5 else ""
-    return f"age and sex alone reach {alone.estimate:.3f}{told}"
-
-
-def _widen_note(widen: float) -> str:
-    return f"variance x {widen:.2f} for shared training people" if widen > 1 else ""
-
-
-def _shown(method: str, found: Interval) -> str:
-    return f"{method} {found.low:.3f} to {found.high:.3f}" if found.low == found.low else ""
-
-
-def _no_interval(found: Interval) -> str:
-    return "no interval: DeLong's variance is 0" if np.isnan(found.low) else ""
-
-
-def _no_slope(found: Interval) -> str:
-    why = "not computed: probabilities hardly vary, or tell the classes apart without an error"
-    return why if np.isnan(found.estimate) else ""

@@ -127,11 +127,21 @@ def delong(truth: np.ndarray, scores: np.ndarray) -> DeLong:
     cases, controls = int(case.sum()), int((~case).sum())
     if min(cases, controls) < 2:
         return DeLong(auc_rows(truth, scores), np.full((len(scores), len(scores)), np.nan))
-    ranks = rankdata(scores, axis=1)
-    of_case = (ranks[:, case] - rankdata(scores[:, case], axis=1)) / controls  # share of controls that each case beats
-    of_control = 1 - (ranks[:, ~case] - rankdata(scores[:, ~case], axis=1)) / cases
+    of_case, of_control = placements(truth, scores)
     covariance = np.atleast_2d(np.cov(of_case)) / cases + np.atleast_2d(np.cov(of_control)) / controls
     return DeLong(of_case.mean(axis=1), covariance)
+
+
+def placements(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of the controls that each case beats [M, cases] and of the cases that beat each control [M, controls], ties
+    counting half, of each row of `scores` [M, n].
+    """
+    case = np.asarray(truth) == 1
+    cases, controls = int(case.sum()), int((~case).sum())
+    ranks = rankdata(scores, axis=1)
+    of_case = (ranks[:, case] - rankdata(scores[:, case], axis=1)) / controls
+    of_control = 1 - (ranks[:, ~case] - rankdata(scores[:, ~case], axis=1)) / cases
+    return of_case, of_control
 
 
 def auc_rows(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:

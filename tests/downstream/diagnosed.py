@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 
@@ -53,3 +55,13 @@ def cohort(
     features[:, 0] += effect * code[person]
     gap = rng.normal(0, 4, len(table)) + gap_years * code[person]
     return readout_of(table, features, gap), table.assign(gap_beheshti_years=gap)
+
+
+def unequal_sites(n: int = 160, seed: int = 3, **planted) -> tuple[Readout, pd.DataFrame]:
+    """Two sites with a tenth of their people ill and two with nine tenths, in order of people."""
+    readout, gaps = cohort(n, seed=seed, **planted)
+    ill = (readout.table["diagnosis"] == "AD").to_numpy()
+    rng = np.random.default_rng(seed)
+    rich = rng.random(n) < np.where(ill, 0.9, 0.1)
+    site = pd.array([f"site{2 * r + h}" for r, h in zip(rich, rng.integers(0, 2, n), strict=True)], dtype="string")
+    return dataclasses.replace(readout, table=readout.table.assign(site=site)), gaps

@@ -79,7 +79,7 @@ def test_cross_fitting_is_the_nested_search_written_out(n, width):
                 losses[index] -= (y[judged] * np.log(p) + (1 - y[judged]) * np.log(1 - p)).sum()
         best = LogisticRegression(C=PENALTIES[int(np.argmin(losses))], tol=1e-10)
         model = make_pipeline(StandardScaler(), best).fit(X[train], y[train])
-        log_odds = model.decision_function(X[fold == k]) - logit(y[train].mean()) + logit(y.mean())
+        log_odds = model.decision_function(X[fold == k]) - logit(y[train].mean()) + logit(y[used].mean())
         np.testing.assert_allclose(found.probability[fold == k], expit(log_odds), atol=2e-4)
         known = model.decision_function(X[train])
         marker = (model.decision_function(X[fold == k]) - known.mean()) / known.std()
@@ -292,7 +292,9 @@ def test_sites_are_held_out_whole_and_those_of_one_class_counted():
     assert (rows.groupby("site")["fold"].nunique() == 1).all()
     assert (rows.groupby("fold")["site"].nunique() == 1).all()
     row = pick(found.results, predictor="probe", folds="site")
-    assert row["n"] == len(rows) == 87
+    assert len(rows) == pick(found.results, metric="brier", predictor="probe", folds="site")["n"] == 87
+    assert row["n"] == 87 - (rows["site"] == "site0").sum() == 78
+    assert "over case-control pairs within folds, 9 people of folds of one class in none" in row["note"]
     assert "5 sites held out in turn, 1 of them with one class only; 3 people without a site left out" in row["note"]
 
 
@@ -304,7 +306,7 @@ def test_a_site_without_which_a_class_is_lost_is_not_scored():
     found = evaluate_diagnosis(readout, gaps, config=config_of(diagnosis_by_site=True), seed=0)
     row = pick(found.results, predictor="probe", folds="site")
     assert np.isnan(row["estimate"])
-    assert "fewer than 5 people of a class in folds whose training part holds both" in row["note"]
+    assert "fewer than 5 people of a class in folds that hold both classes, as does their training part" in row["note"]
 
 
 def test_many_sites_are_held_out_in_groups_of_about_equal_size():
