@@ -16,15 +16,16 @@ import pandas as pd
 from brainage.config import EvaluateConfig
 from brainage.data.table import person_keys
 from brainage.downstream.gap_contrasts import contrast_rows
+from brainage.downstream.gap_resamples import METRICS, GapResamples
 from brainage.downstream.probes import people
 from brainage.downstream.readout import NOBODY_DIAGNOSED, READOUT_COLUMNS, Readout, healthy
 from brainage.downstream.results import FEWEST_PEOPLE, missing_row, result_row, results_frame, too_few_row
 from brainage.downstream.task import TaskResult, not_computed
 from brainage.errors import DataError
 from brainage.statistics.agreement import agreement
-from brainage.statistics.bias import CORRECTIONS, Correction, Scans
-from brainage.statistics.bootstrap import FEWEST_PERSONS, Interval, interval, resample_weights
-from brainage.statistics.cross_fit import cross_fit
+from brainage.statistics.bias import CORRECTIONS, Scans
+from brainage.statistics.cross_fit import CrossFit, cross_fit
+from brainage.statistics.refit import Refits
 
 NAMES = ("none", *CORRECTIONS)  # of corrections, as in config.correction
 GAPS = [f"gap_{name}_years" for name in NAMES]
@@ -37,7 +38,6 @@ INFLATED = (
     "a corrected age holds chronological age: its accuracy alone is inflated (Butler 2021; de Lange 2022), see "
     "correction=none"
 )
-_METRICS = ("mean_years", "sd_years", "age_slope", "mae_years")
 _LEAST_SPREAD_YEARS = 1e-6
 
 
@@ -47,16 +47,17 @@ class _Gaps(NamedTuple):
     frame: pd.DataFrame  # GAP_COLUMNS
     notes: dict[str, str]
     refusals: dict[str, str]
-    fitted: dict[str, Correction]
+    fitted: dict[str, CrossFit]
 
 
 def evaluate_gap(readout: Readout, *, config: EvaluateConfig, seed: int) -> TaskResult:
     """Tasks gap, gap_contrast and gap_repeat, and the frame `gaps` of GAP_COLUMNS, one row a scored scan.
 
     `seed` deals the people of a cross-fit into folds and draws the resamples. Intervals: of a group's numbers by
-    bootstrap of its people, of contrasts by t (`adjusted_contrast`), of repeats by F and chi square (`agreement`).
-    A correction that cannot be fitted has NaN in the frame and rows that say why; the raw gap does not need one. Raises
-    DataError when people whom the corrections are to be fitted on are not healthy.
+    bootstrap of its people with the corrections refitted (`GapResamples`), of contrasts by t (`adjusted_contrast`), of
+    repeats by F and chi square (`agreement`). A correction that cannot be fitted has NaN in the frame and rows that say
+    why; the raw gap does not need one. Raises DataError when people whom the corrections are to be fitted on are not
+    healthy.
     """
     ill = readout.correct & ~healthy(readout.table)
     if ill.any():
@@ -71,15 +72,18 @@ def evaluate_gap(readout: Readout, *, config: EvaluateConfig, seed: int) -> Task
         reason = "every scored scan is predicted the same age: the gap would be age with its sign changed"
         return not_computed(*where, "gap", "mean_years", reason)
     gaps, notes, refusals, fitted = _gaps(readout, seed)
+    correct = Scans.of(readout.table[readout.correct])
+    fits = {name: Refits(fit, correct, readout.predicted_age_years[readout.correct]) for name, fit in fitted.items()}
+    resamples = GapResamples(fits, config.bootstrap, seed)
     first, left_out = first_scans(gaps)
     groups = groups_of(first)
     if EVERYBODY in groups:
         reason = f"no groups: {NOBODY_DIAGNOSED}"
         contrasts: Iterable[dict[str, Any]] = [missing_row(*where, "gap_contrast", "difference_years", reason)]
     else:
-        contrasts = contrast_rows(where, first, groups, NAMES, refusals, fitted)
+        contrasts = contrast_rows(where, first, groups, NAMES, refusals, {k: fit.whole for k, fit in fitted.items()})
     rows = [
-        *_group_rows(where, first, groups, notes, refusals, left_out, config.bootstrap, seed),
+        *_group_rows(where, first, groups, notes, refusals, left_out, resamples),
         *contrasts,
         *_repeat_rows(where, gaps, refusals),
     ]
@@ -118,7 +122,9 @@ def _gaps(readout: Readout, seed: int) -> _Gaps:
         predicted_age_years=readout.predicted_age_years, gap_none_years=readout.gap_years, corrected_by=-1,
     )  # fmt: skip
     scans = Scans.of(table)
-    notes, refusals, fitted = {"none": ""}, {}, {}
+    notes: dict[str, str] = {"none": ""}
+    refusals: dict[str, str] = {}
+    fitted: dict[str, CrossFit] = {}
     for name, kind in CORRECTIONS.items():
         frame[f"gap_{name}_years"] = np.nan
         try:
@@ -126,7 +132,8 @@ def _gaps(readout: Readout, seed: int) -> _Gaps:
         except DataError as error:
             refusals[name] = str(error)
             continue
-        frame[f"gap_{name}_years"], frame["corrected_by"], notes[name], fitted[name] = found
+        frame[f"gap_{name}_years"], frame["corrected_by"], notes[name] = found.gap_years, found.fold, found.note
+        fitted[name] = found
     frame = frame.astype({"model": "string", "seed": "int64", "corrected_by": "int64"})
     notes = {name: "; ".join(filter(None, (note, readout.note))) for name, note in notes.items()}
     return _Gaps(frame.loc[score, GAP_COLUMNS].reset_index(drop=True), notes, refusals, fitted)
@@ -139,10 +146,8 @@ def _group_rows(
     notes: dict[str, str],
     refusals: dict[str, str],
     left_out: str,
-    resamples: int,
-    seed: int,
+    resamples: GapResamples,
 ) -> Iterator[dict[str, Any]]:
-    names = [name for name in NAMES if name not in refusals]
     if not groups:
         yield missing_row(*where, "gap", "mean_years", "no scored scan has a diagnosis of CN, MCI or AD")
     for group, rows in groups.items():
@@ -154,10 +159,10 @@ def _group_rows(
             NOBODY_DIAGNOSED if group == EVERYBODY else left_out,
             f"{changed} of them have another diagnosis at other visits" if changed else "",
         )
-        found = _moments(part, names, resamples, seed) if len(part) >= FEWEST_PEOPLE else {}
+        found = resamples.intervals(part) if len(part) >= FEWEST_PEOPLE else {}
         for name in NAMES:
             parts = (f"group={group}", f"correction={name}")
-            for metric in _METRICS:
+            for metric in METRICS:
                 if name in refusals:
                     yield missing_row(*where, "gap", metric, refusals[name], *parts)
                 elif len(part) < FEWEST_PEOPLE:
@@ -166,32 +171,8 @@ def _group_rows(
                     warning = INFLATED if metric == "mae_years" and name != "none" else ""
                     value = found[name][metric]
                     undefined = "not computed: needs people of different ages" if np.isnan(value.estimate) else ""
-                    phrases = (*parts, *extent, warning, undefined, notes[name])
+                    phrases = (*parts, *extent, warning, undefined, resamples.note(name, value), notes[name])
                     yield result_row(*where, "gap", metric, value, len(part), *phrases)
-
-
-def _moments(part: pd.DataFrame, names: list[str], resamples: int, seed: int) -> dict[str, dict[str, Interval]]:
-    """correction -> metric -> interval over the people of one group, from one matrix product a chunk of resamples."""
-    age = part["age_years"].to_numpy(dtype=np.float64)
-    gap = part[[f"gap_{name}_years" for name in names]].to_numpy(dtype=np.float64)  # [n, C]
-    age, centre = age - age.mean(), gap.mean(axis=0)
-    g = gap - centre
-    columns = np.column_stack([age, age**2, g, g**2, g * age[:, None], np.abs(gap)])
-    persons = people(part)
-    sums = [columns.sum(axis=0, keepdims=True)]  # then of every resample, whose weights are not kept
-    sums += [weights @ columns for weights in resample_weights(persons, resamples, [seed, len(GAPS)])]
-    means = np.concatenate(sums) / len(part)  # a resample holds n people too
-    a, aa = means[:, :1], means[:, 1:2]
-    m, mm, ma, mae = np.split(means[:, 2:], 4, axis=1)
-    variance = np.maximum(mm - m**2, 0) * len(part) / (len(part) - 1)
-    spread = aa - a**2
-    slope = np.divide(ma - m * a, spread, out=np.full_like(m, np.nan), where=spread > 1e-9)
-    values = dict(zip(_METRICS, (m + centre, np.sqrt(variance), slope, mae), strict=True))
-    few = len(np.unique(persons)) < FEWEST_PERSONS
-    return {
-        name: {metric: interval(v[0, c], v[:0, c] if few else v[1:, c]) for metric, v in values.items()}
-        for c, name in enumerate(names)
-    }
 
 
 def _repeat_rows(where: tuple[str, str, str], gaps: pd.DataFrame, refusals: dict[str, str]) -> Iterator[dict[str, Any]]:
@@ -219,12 +200,17 @@ def _repeat_rows(where: tuple[str, str, str], gaps: pd.DataFrame, refusals: dict
 
 
 def _repeats(gaps: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The first two scans in a row of each person that are of one session, or less than REPEAT_YEARS apart."""
+    """The first two scans in a row of each person less than REPEAT_YEARS apart.
+
+    Where a year is unknown: of one session, which must be known unless the years of both are unknown.
+    """
     ordered = _in_time(gaps)
     persons, session = people(ordered), ordered["session_id"].fillna("").to_numpy(dtype=str)
     years = ordered["visit_years"].to_numpy(dtype=np.float64)
-    near = np.abs(years[1:] - years[:-1]) < REPEAT_YEARS  # False where a year is unknown
-    pair = (persons[1:] == persons[:-1]) & (near | (session[1:] == session[:-1]))
+    apart, undated = np.abs(years[1:] - years[:-1]), np.isnan(years)
+    neither = undated[1:] & undated[:-1]
+    one_session = (session[1:] == session[:-1]) & ((session[1:] != "") | neither)
+    pair = (persons[1:] == persons[:-1]) & ((apart < REPEAT_YEARS) | one_session)
     start = np.flatnonzero(pair)
     start = start[np.unique(persons[start], return_index=True)[1]]
     return ordered.iloc[start], ordered.iloc[start + 1]

@@ -1,6 +1,9 @@
 """Differences of the gap between groups, adjusted for age, sex and site: the rows of the task gap_contrast.
 
-n people, one scan each.
+n people, one scan each. The error of the correction itself, fitted on some of the people: what Beheshti's takes off is
+linear in age, which every contrast is adjusted for, so that it cancels (difference and p are those of the raw gap, but
+for the folds of a cross-fit). Cole's division scales the difference, which its interval holds (`Scale`), and leaves p.
+The curve of `Conditional` cancels but for its bend, whose error is left out.
 """
 
 from __future__ import annotations

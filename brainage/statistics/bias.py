@@ -52,6 +52,7 @@ class Correction(ABC):
     """
 
     name = ""
+    coef_: np.ndarray  # [p], of `design`
 
     def __init__(self, *, sex: bool = False) -> None:
         self.sex = sex
@@ -92,10 +93,22 @@ class Correction(ABC):
         """The fitted correction as a phrase of a note."""
 
     @abstractmethod
-    def _fit(self, scans: Scans, predicted: np.ndarray, weights: np.ndarray) -> None: ...
+    def design(self, scans: Scans) -> np.ndarray:
+        """[n, p] what the bias is linear in, of a fitted correction."""
+
+    def values(self, scans: Scans, predicted: np.ndarray) -> np.ndarray:
+        """[n] what is regressed on the design: the gap, where not said otherwise."""
+        return predicted - scans.age_years
+
+    def divisor(self, coef: np.ndarray) -> np.ndarray:
+        """[...] what residuals are divided by to be corrected gaps, of coefficients [..., p]."""
+        return np.ones(coef.shape[:-1])
 
     @abstractmethod
-    def _transform(self, scans: Scans, predicted: np.ndarray) -> np.ndarray: ...
+    def _fit(self, scans: Scans, predicted: np.ndarray, weights: np.ndarray) -> None: ...
+
+    def _transform(self, scans: Scans, predicted: np.ndarray) -> np.ndarray:
+        return (self.values(scans, predicted) - self.design(scans) @ self.coef_) / self.divisor(self.coef_)
 
     def _refuse_fitted(self, scans: Scans | pd.DataFrame) -> Scans:
         scans = scans if isinstance(scans, Scans) else Scans.of(scans)
@@ -118,16 +131,20 @@ class Correction(ABC):
             return design
         return np.column_stack([design, np.nan_to_num(scans.is_male - self.share_male_)])
 
-    def _line(self, scans: Scans) -> np.ndarray:
-        return self._with_sex(np.column_stack([scans.age_years, np.ones(len(scans.age_years))]), scans)
-
     def _sex_phrase(self) -> str:
         if self.sex and not self.uses_sex_:
             return ", sex left out: the healthy people are not of both sexes"
         return ", and sex" if self.uses_sex_ else ""
 
 
-class Beheshti(Correction):
+class _Line(Correction):
+    """What is linear in age."""
+
+    def design(self, scans: Scans) -> np.ndarray:
+        return self._with_sex(np.column_stack([scans.age_years, np.ones(len(scans.age_years))]), scans)
+
+
+class Beheshti(_Line):
     """gap = a age + b on healthy people; the corrected gap is gap - (a age + b) (Beheshti et al. 2019).
 
     >>> scans = Scans(np.arange(50.0, 62.0), np.zeros(12), np.arange(12, dtype=np.uint64))
@@ -140,16 +157,13 @@ class Beheshti(Correction):
     name = "beheshti"
 
     def _fit(self, scans: Scans, predicted: np.ndarray, weights: np.ndarray) -> None:
-        self.coef_ = _least_squares(self._line(scans), predicted - scans.age_years, weights)
-
-    def _transform(self, scans: Scans, predicted: np.ndarray) -> np.ndarray:
-        return predicted - scans.age_years - self._line(scans) @ self.coef_
+        self.coef_ = _least_squares(self.design(scans), self.values(scans, predicted), weights)
 
     def describe(self) -> str:
         return f"gap = {self.coef_[0]:.3g} age + {self.coef_[1]:.3g} on healthy people{self._sex_phrase()}"
 
 
-class Cole(Correction):
+class Cole(_Line):
     """predicted = a age + b on healthy people, inverted: corrected age (predicted - b) / a (Cole et al. 2018).
 
     Its gap is Beheshti's divided by a, so errors and group differences grow alike; without that division (de Lange and
@@ -160,7 +174,7 @@ class Cole(Correction):
     name = "cole"
 
     def _fit(self, scans: Scans, predicted: np.ndarray, weights: np.ndarray) -> None:
-        design = self._line(scans)
+        design = self.design(scans)
         self.coef_ = _least_squares(design, predicted, weights)
         slope, residuals = float(self.coef_[0]), predicted - design @ self.coef_
         pull = weights * (design @ np.linalg.pinv(design.T @ (design * weights[:, None]))[0])
@@ -180,8 +194,11 @@ class Cole(Correction):
         own = np.where(self.persons_[places] == persons, self.log_scale_[places], 0.0)
         return Scale(own, float((self.log_scale_**2).sum() - (own**2).sum()))
 
-    def _transform(self, scans: Scans, predicted: np.ndarray) -> np.ndarray:
-        return (predicted - self._line(scans) @ self.coef_) / self.coef_[0]
+    def values(self, scans: Scans, predicted: np.ndarray) -> np.ndarray:
+        return predicted
+
+    def divisor(self, coef: np.ndarray) -> np.ndarray:
+        return coef[..., 0]
 
     def describe(self) -> str:
         a, b = self.coef_[:2]
@@ -206,7 +223,7 @@ class Conditional(Correction):
             np.quantile(scans.age_years, quantiles if n >= _PEOPLE_A_COLUMN * len(quantiles) else (0.05, 0.95))
             for quantiles in (KNOTS, SPREAD_KNOTS)
         )
-        gap, mean, spread = predicted - scans.age_years, self._mean(scans), self._spread(scans)
+        gap, mean, spread = self.values(scans, predicted), self.design(scans), self._spread(scans)
         log_variance = np.zeros(len(gap))
         coef: np.ndarray | None = None
         for _ in range(_ROUNDS):
@@ -221,8 +238,8 @@ class Conditional(Correction):
                 break
         self.spread_coef_ = coef
 
-    def _transform(self, scans: Scans, predicted: np.ndarray) -> np.ndarray:
-        return predicted - scans.age_years - self._mean(scans) @ self.coef_
+    def design(self, scans: Scans) -> np.ndarray:
+        return self._with_sex(natural_spline(scans.age_years, self.knots_), scans)
 
     def z(self, scans: Scans | pd.DataFrame, predicted_years: np.ndarray) -> np.ndarray:
         """[n] corrected gap over the sd of healthy people of that age. Raises LeakageError as `transform`."""
@@ -236,9 +253,6 @@ class Conditional(Correction):
     def describe(self) -> str:
         curve = "natural spline" if len(self.knots_) > 2 else "straight line (few people)"
         return f"mean gap given age by a {curve} on healthy people{self._sex_phrase()}"
-
-    def _mean(self, scans: Scans) -> np.ndarray:
-        return self._with_sex(natural_spline(scans.age_years, self.knots_), scans)
 
     def _spread(self, scans: Scans) -> np.ndarray:
         return natural_spline(np.clip(scans.age_years, *self.age_range_), self.spread_knots_)

@@ -22,6 +22,7 @@ class CrossFit(NamedTuple):
     fold: np.ndarray  # int64: of the correction that a scan got; -1: fitted on other people altogether
     note: str
     whole: Correction  # the one fitted on all of `correct`
+    dealt: np.ndarray  # int64 [P]: fold of each of whole.persons_, scored or not; -1 where nobody is cross-fitted
 
 
 def cross_fit(
@@ -49,14 +50,16 @@ def cross_fit(
     own = score & np.isin(scans.persons, scans.persons[correct])
     others = score & ~own
     gap[others] = whole.transform(scans.at(others), predicted[others])
+    dealt = np.full(len(whole.persons_), -1)
     if own.any():  # np.unique sorts persons by number: the order of the rows is of no consequence
-        shuffled = np.random.default_rng(seed).permutation(whole.persons_)
+        order = np.random.default_rng(seed).permutation(len(dealt))
+        dealt[order] = np.arange(len(dealt)) % folds
         for number in range(folds):
-            here = np.isin(scans.persons, shuffled[number::folds])
+            here = np.isin(scans.persons, whole.persons_[dealt == number])
             part, rows = _fitted(correction, scans, predicted, correct & ~here), own & here
             gap[rows], fold[rows] = part.transform(scans.at(rows), predicted[rows]), number
     outside = whole.outside(scans.age_years[score])
-    return CrossFit(gap, fold, _note(whole, len(outside), int(outside.sum()), folds if own.any() else 0), whole)
+    return CrossFit(gap, fold, _note(whole, len(outside), int(outside.sum()), folds if own.any() else 0), whole, dealt)
 
 
 def _note(whole: Correction, scans: int, outside: int, folds: int) -> str:

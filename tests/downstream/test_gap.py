@@ -96,12 +96,13 @@ def test_every_group_has_raw_and_corrected_numbers_over_first_scans(whole):
                 assert one["low"] < value < one["high"]
                 assert one["n"] == len(gap)
                 assert ("inflated" in one["note"]) == (metric == "mae_years" and name != "none")
+                assert ("interval includes the correction's own error" in one["note"]) == (name != "none")
 
 
-def test_the_intervals_of_a_group_are_those_of_the_bootstrap_written_out(whole):
+def test_the_intervals_of_a_raw_gap_are_those_of_the_bootstrap_written_out(whole):
     _, found = whole
     part = first_scans(found.frames["gaps"])[0].query("diagnosis == 'AD'")
-    gap, age = part["gap_cole_years"].to_numpy(), part["age_years"].to_numpy()
+    gap, age = part["gap_none_years"].to_numpy(), part["age_years"].to_numpy()
 
     def repeated(metric):
         return lambda weights: np.array([metric(np.repeat(np.arange(len(gap)), w.astype(int))) for w in weights])
@@ -114,7 +115,7 @@ def test_the_intervals_of_a_group_are_those_of_the_bootstrap_written_out(whole):
     }
     persons = (part["cohort"] + "/" + part["participant_id"]).to_numpy(dtype=str)
     for metric, expected in bootstrap(statistics, persons, resamples=200, seed=[1, 4]).items():
-        one = row(found.results, "gap", metric, group="AD", correction="cole")
+        one = row(found.results, "gap", metric, group="AD", correction="none")
         assert tuple(one[["estimate", "low", "high"]]) == pytest.approx(tuple(expected))
 
 
@@ -153,6 +154,26 @@ def test_a_year_apart_is_no_repeat_but_two_runs_of_one_session_are():
     table = table.assign(run=table["session_id"], session_id="1", visit_years=np.nan)
     results = evaluate_gap(readout(table), config=CONFIG, seed=1).results
     assert row(results, "gap_repeat", "icc", correction="none")["n"] == 160
+
+
+@pytest.mark.parametrize(
+    ("session", "years", "repeats"),
+    [
+        (None, (0.0, 2.0), False), (None, (0.0, 0.1), True), (None, (None, None), True), (None, (0.0, None), False),
+        ("1", (0.0, None), True), ("1", (None, None), True), ("1", (0.0, 2.0), True),
+    ],
+)  # fmt: skip
+def test_scans_without_a_session_are_of_one_only_when_neither_has_a_year(session, years, repeats):
+    """A named session is believed whatever the years: it is the user's word for one measurement."""
+    table = cohort(scans=2)
+    table = table.assign(
+        run=table["session_id"], visit_years=table["session_id"].map(dict(zip("01", years, strict=True)))
+    )
+    table = table.assign(session_id=session).astype({"session_id": "string", "visit_years": "float64"})
+    results = evaluate_gap(readout(table), config=CONFIG, seed=1).results
+    found = results[(results["task"] == "gap_repeat") & (results["metric"] == "icc")].iloc[0]
+    assert (found["n"] == 160) == repeats
+    assert ("0 people were scanned twice" in found["note"]) == (not repeats)
 
 
 def test_the_order_of_the_rows_changes_nothing(whole):

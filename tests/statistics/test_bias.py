@@ -44,7 +44,7 @@ def test_somebody_scanned_ten_times_counts_once():
 def test_the_conditional_mean_and_spread_are_those_that_statsmodels_fits_given_the_other():
     scans, predicted = healthy_people(300)
     fitted = Conditional().fit(scans, predicted)
-    gap, mean, spread = predicted - scans.age_years, fitted._mean(scans), fitted._spread(scans)
+    gap, mean, spread = predicted - scans.age_years, fitted.design(scans), fitted._spread(scans)
     reference = sm.WLS(gap, mean, weights=1 / fitted.sd_years(scans) ** 2).fit()
     np.testing.assert_allclose(fitted.coef_, reference.params, rtol=1e-4)
     rooted = mean / fitted.sd_years(scans)[:, None]
