@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -53,19 +53,29 @@ def run_tasks(
     gap = evaluate_gap(readout, config=config, seed=seed)
     done = [gap] if "gap" in asked else [TaskResult(results_frame([]), gap.frames)]
     gaps = gap.frames.get("gaps")
-    where = (readout.label, readout.cohort, readout.split)
     if gaps is None:
         done = [TaskResult(gap.results)]  # why there are none, whether asked for or not
     if "diagnosis" in asked:  # embedding, age and sex need no gap
         known = pd.DataFrame() if gaps is None else gaps
         done.append(evaluate_diagnosis(readout, known, config=config, seed=seed, networks=networks))
-    if "longitudinal" in asked and gaps is None:
-        for task, metric in (("longitudinal", "slope_years_per_year"), ("survival", "hazard_ratio")):
-            done.append(not_computed(*where, task, metric, "there are no gaps, see the rows of the task gap"))
-    elif "longitudinal" in asked:
-        done.append(evaluate_longitudinal(readout, gaps, config=config, seed=seed))
-        done.append(evaluate_survival(readout, gaps, config=config, seed=seed))
+    if "longitudinal" in asked:
+        done += _over_years(readout, gaps, config, seed)
     return merge(done)
+
+
+def _over_years(readout: Readout, gaps: pd.DataFrame | None, config: EvaluateConfig, seed: int) -> Iterator[TaskResult]:
+    """Trajectories and survival of the corrected gap; of the raw one, with a word on it, where there is no other."""
+    where = (readout.label, readout.cohort, readout.split)
+    parts = (("longitudinal", "slope_years_per_year"), ("survival", "hazard_ratio"))
+    if gaps is None:
+        yield from (not_computed(*where, *part, "there are no gaps, see the rows of the task gap") for part in parts)
+        return
+    if gaps[f"gap_{config.correction}_years"].isna().all():
+        reason = f"there is no gap corrected by {config.correction}, see the rows of the task gap; the raw one is read"
+        yield from (not_computed(*where, *part, reason, f"correction={config.correction}") for part in parts)
+        config = dataclasses.replace(config, correction="none")
+    yield evaluate_longitudinal(readout, gaps, config=config, seed=seed)
+    yield evaluate_survival(readout, gaps, config=config, seed=seed)
 
 
 def merge(parts: Iterable[TaskResult]) -> TaskResult:

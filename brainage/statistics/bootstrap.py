@@ -81,12 +81,15 @@ def resample_weights(persons: np.ndarray, resamples: int, seed: int | Sequence[i
 def interval(estimate: float, values: np.ndarray, level: float = 0.95) -> Interval:
     """The estimate with the percentiles of its replicates [R]; resamples that leave it undefined (NaN) are left out.
 
-    No interval when more than a twentieth of them do: what is left would be a selection.
+    No interval when more than a twentieth of them do: what is left would be a selection. Nor when the resamples hardly
+    differ (a share of 0 or 1): an interval without width would say that another sample could not differ either.
     """
     defined = values[np.isfinite(values)]
     if not np.isfinite(estimate) or len(values) == 0 or len(defined) < 0.95 * len(values):
         return Interval(float(estimate), np.nan, np.nan)
     low, high = np.percentile(defined, [50 * (1 - level), 50 * (1 + level)])
+    if high - low <= 1e-12 * max(abs(low), abs(high)):
+        return Interval(float(estimate), np.nan, np.nan)
     return Interval(float(estimate), float(low), float(high))
 
 

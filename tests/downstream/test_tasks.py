@@ -60,6 +60,14 @@ def test_where_there_are_no_gaps_the_other_tasks_are_computed_or_say_so():
     assert not told[["gap", "longitudinal", "survival"]].any()
 
 
+def test_trajectories_are_of_the_raw_gap_where_no_correction_could_be_fitted_and_say_so():
+    readout, _ = cohort(60, scans=3)
+    few = dataclasses.replace(readout, correct=np.arange(len(readout.table)) < 6)
+    config = dataclasses.replace(CONFIG, tasks=["longitudinal"])
+    found = run_tasks(few, config=config, seed=0).results
+    assert found["note"].str.contains("no gap corrected by beheshti").any()
+
+
 def test_p_values_are_not_averaged():
     assert over_seeds([rows(0.01, metric="p"), rows(0.9, metric="p")], [0, 1], asked=2).empty
     assert over_seeds([], [], asked=2).empty

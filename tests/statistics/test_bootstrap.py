@@ -129,3 +129,11 @@ def test_intervals_of_the_balanced_accuracy_cover_the_truth_at_their_level():
         found = bootstrap(statistic, np.arange(200), resamples=600, seed=sample)["bacc"]
         hits.append(found.low <= recalls.mean() <= found.high)
     assert 0.915 <= np.mean(hits) <= 0.98
+
+
+def test_resamples_that_are_all_alike_give_no_interval():
+    right = {"share": lambda weights: np.ones(len(weights))}
+    found = bootstrap(right, np.arange(20), resamples=100, seed=0)["share"]
+    assert found.estimate == 1.0
+    assert np.isnan(found.low)
+    assert np.isnan(found.high)
