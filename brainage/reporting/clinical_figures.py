@@ -14,6 +14,8 @@ from brainage.reporting.figures import thin
 from brainage.reporting.style import HEIGHT, MUTED, PALETTE, WIDTH, names, plain, styled
 from brainage.statistics.roc import CurveBand, ReliabilityBin
 
+Line = tuple[np.ndarray, np.ndarray]  # x and y of a curve as observed, at every threshold
+
 GROUP_COLOURS = {
     "CN": "#0072B2", "MCI": "#E69F00", "AD": "#D55E00", "other": "#8a949e",
     "sMCI": "#56B4E9", "pMCI": "#CC79A7", "stable": "#56B4E9", "progressive": "#CC79A7",
@@ -118,14 +120,14 @@ def gap_against_age(
 
 
 @styled
-def roc(bands: Mapping[str, CurveBand], *, aucs: Mapping[str, str], title: str) -> Figure:
-    """ROC of each predictor with its 95 % band of resampled people."""
+def roc(curves: Mapping[str, Line], bands: Mapping[str, CurveBand], *, aucs: Mapping[str, str], title: str) -> Figure:
+    """ROC of each predictor, the area under which is its AUC, with its 95 % band of resampled people."""
     figure, axes = panel(4.2)
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=DASHED)
-    for predictor, band in bands.items():
+    for predictor, curve in curves.items():
         told = aucs.get(predictor)
         label = predictor_name(predictor) + (f": AUC {told}" if told else "")
-        _band(axes, predictor, CurveBand(*(np.append(0.0, part) for part in band)), label)
+        _curve(axes, predictor, curve, CurveBand(*(np.append(0.0, part) for part in bands[predictor])), label)
     axes.set(xlabel="false positives (1 − specificity)", ylabel="true positives (sensitivity)", **_UNIT_SQUARE)
     legend_under(figure, axes)
     axes.set_title(names(title))
@@ -133,12 +135,15 @@ def roc(bands: Mapping[str, CurveBand], *, aucs: Mapping[str, str], title: str) 
 
 
 @styled
-def precision_recall(bands: Mapping[str, CurveBand], *, title: str, prevalence: float) -> Figure:
-    """Precision against recall of each predictor; dashed: the share of patients, which guessing reaches."""
+def precision_recall(
+    curves: Mapping[str, Line], bands: Mapping[str, CurveBand], *, title: str, prevalence: float
+) -> Figure:
+    """Precision against recall of each predictor in steps, the area under which is its average precision; dashed: the
+    share of patients, which guessing reaches."""
     figure, axes = panel(4.2)
     axes.axhline(prevalence, color=MUTED, linewidth=1, linestyle=DASHED)
-    for predictor, band in bands.items():
-        _band(axes, predictor, band, predictor_name(predictor))
+    for predictor, curve in curves.items():
+        _curve(axes, predictor, curve, bands[predictor], predictor_name(predictor), drawstyle="steps-pre")
     axes.set(xlabel="recall (sensitivity)", ylabel="precision", **_UNIT_SQUARE)
     legend_under(figure, axes)
     axes.set_title(names(title))
@@ -164,10 +169,10 @@ def reliability(bins: Mapping[str, Sequence[ReliabilityBin]], *, title: str) -> 
     return figure
 
 
-def _band(axes: Axes, predictor: str, band: CurveBand, label: str) -> None:
+def _curve(axes: Axes, predictor: str, curve: Line, band: CurveBand, label: str, drawstyle: Any = "default") -> None:
     colour = predictor_colour(predictor)
     axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.12, linewidth=0)
-    axes.plot(band.x, band.y, color=colour, label=label)
+    axes.plot(*curve, color=colour, label=label, drawstyle=drawstyle)
 
 
 @styled

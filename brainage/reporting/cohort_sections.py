@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from brainage.reporting.age_section import age
+from brainage.reporting.cohort_headline import cohort_headline
 from brainage.reporting.data_sheet import data_sheet
 from brainage.reporting.diagnosis_section import diagnosis
 from brainage.reporting.evaluations import Evaluation
@@ -58,7 +59,7 @@ def _blocks(evaluation: Evaluation, page: Page) -> list[Block]:
         "several seeds are means over them where the tables say so. Intervals are 95 %, over people unless told."
     )
     address = {name: f"{evaluation.anchor}-{name}" for name, _, _ in built}
-    blocks = [Block("text", lead)]
+    blocks = [Block("text", lead), *cohort_headline(evaluation)]
     if len(built) > 1:
         blocks.append(Block("contents", [(address[name], title) for name, title, _ in built]))
     for name, title, found in built:

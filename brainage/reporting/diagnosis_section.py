@@ -7,7 +7,8 @@ import pandas as pd
 from brainage.data.table import person_keys
 from brainage.downstream.results import FEWEST_PEOPLE
 from brainage.reporting import clinical_figures
-from brainage.reporting.clinical_figures import PREDICTOR_NAMES, predictor_name
+from brainage.reporting.clinical_figures import PREDICTOR_NAMES, Line, predictor_name
+from brainage.reporting.cohort_headline import WHOLE
 from brainage.reporting.evaluations import Evaluation
 from brainage.reporting.page import Block, Canvas, Drawn
 from brainage.reporting.task_tables import Column, enough, table_blocks
@@ -21,8 +22,7 @@ from brainage.statistics.roc import (
     roc_points,
 )
 
-WHOLE = ("", "1", "1.0")  # `labels=` of a fit on all labels
-BY_SITE = "site"  # `folds=` of whole sites held out
+BY_PEOPLE, BY_SITE = "people", "site"  # folds: of people, or of whole sites held out
 FEWEST_BINS, MOST_BINS = 3, 10
 RESAMPLES = 500  # behind a drawn band
 
@@ -70,47 +70,52 @@ def contrast_name(contrast: str) -> str:
 
 
 def _curves(evaluation: Evaluation) -> dict[str, dict[str, pd.DataFrame]]:
-    """pair -> predictor -> rows person, truth, score of the fits on all labels, people in folds; few people: none."""
+    """pair -> predictor -> rows person, truth, marker (what people are ranked by), score (a probability), seed, of the
+    fits on all labels with people in folds; few people: none."""
     frame = evaluation.frame("diagnosis")
     if frame is None:
         return {}
-    if "labels" in frame:
-        frame = frame[pd.to_numeric(frame["labels"], errors="coerce").fillna(1) == 1]
-    if "folds" in frame:
-        frame = frame[frame["folds"].astype("string").fillna("") != BY_SITE]
-    frame = frame.dropna(subset=["score", "truth"]).assign(truth=lambda rows: rows["truth"].astype(int))
+    frame = frame[(frame["labels"] == 1) & (frame["folds"] == BY_PEOPLE)]
+    frame = frame.dropna(subset=["marker", "truth"]).assign(truth=lambda rows: rows["truth"].astype(int))
     found: dict[str, dict[str, pd.DataFrame]] = {}
     for (pair, predictor), rows in frame.groupby(["pair", "predictor"], sort=False):
         rows = rows.assign(person=person_keys(rows))
         if rows.groupby("truth")["person"].nunique().reindex([0, 1]).fillna(0).min() >= FEWEST_PEOPLE:
-            found.setdefault(str(pair), {})[str(predictor)] = rows[["person", "truth", "score"]]
+            found.setdefault(str(pair), {})[str(predictor)] = rows[["person", "truth", "marker", "score", "seed"]]
     return found
 
 
 def _figures(evaluation: Evaluation, pair: str, curves: dict[str, pd.DataFrame]) -> list[Drawn]:
-    rows = enough(evaluation.rows("diagnosis", "auc", pair=pair, folds=""))
+    one = next(iter(curves.values()))
+    network = None if one["seed"].isna().all() else int(one["seed"].min())  # of one seed, as the curve is
+    rows = enough(evaluation.rows("diagnosis", "auc", network=network, pair=pair, folds=""))
     rows = rows[rows["labels"].isin(WHOLE)].drop_duplicates("predictor")
     aucs = {row.predictor: f"{row.estimate:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in rows.itertuples()}
-    one = next(iter(curves.values()))
     sizes = f"{int((one['truth'] == 1).sum())} against {int((one['truth'] == 0).sum())} scans"
     slug, told = pair.replace("-", "_"), "; ".join(f"{predictor_name(name)} {auc}" for name, auc in aucs.items())
     prevalence = float(one["truth"].mean())
     drawn = [
         evaluation.canvas.draw(
-            f"roc_{slug}", clinical_figures.roc(_bands(roc_points, curves), aucs=aucs, title=f"{pair}: ROC"),
+            f"roc_{slug}",
+            clinical_figures.roc(
+                {name: _roc(rows) for name, rows in curves.items()}, _bands(roc_points, curves), aucs=aucs,
+                title=f"{pair}: ROC",
+            ),
             alt=f"ROC curves of {pair}, {sizes}; areas: {told or 'not computed'}.",
             caption=f"{sizes}; bands: 95 % of resamples of people. Dashed: guessing.",
         ),
         evaluation.canvas.draw(
             f"precision_{slug}",
             clinical_figures.precision_recall(
-                _bands(pr_points, curves), title=f"{pair}: precision and recall", prevalence=prevalence
+                {name: _precision(rows) for name, rows in curves.items()}, _bands(pr_points, curves),
+                title=f"{pair}: precision and recall", prevalence=prevalence,
             ),
             alt=f"Precision against recall of {pair}; {100 * prevalence:.0f} % of the scans are patients'.",
             caption="Dashed: the share of patients, which guessing reaches.",
         ),
     ]  # fmt: skip
-    bins = {name: _bins(rows) for name, rows in curves.items() if rows["score"].between(0, 1).all()}
+    known = {name: rows.dropna(subset=["score"]) for name, rows in curves.items()}
+    bins = {name: _bins(rows) for name, rows in known.items() if rows["score"].between(0, 1).all()}
     bins = {name: found for name, found in bins.items() if len(found) >= FEWEST_BINS}
     if bins:
         figure = clinical_figures.reliability(bins, title=f"{pair}: reliability")
@@ -120,10 +125,28 @@ def _figures(evaluation: Evaluation, pair: str, curves: dict[str, pd.DataFrame])
     return drawn
 
 
+def _roc(rows: pd.DataFrame) -> Line:
+    """False-positive rate and sensitivity at every threshold of the marker."""
+    from sklearn.metrics import roc_curve
+
+    x, y, _ = roc_curve(rows["truth"], rows["marker"], drop_intermediate=False)
+    return x, y
+
+
+def _precision(rows: pd.DataFrame) -> Line:
+    """Recall and precision at every threshold, each precision up to its recall."""
+    from sklearn.metrics import precision_recall_curve
+
+    precision, recall, _ = precision_recall_curve(rows["truth"], rows["marker"])
+    x, y = recall[::-1], precision[::-1].copy()
+    y[0] = y[1]  # not the precision of nobody, which is 1 by definition
+    return x, y
+
+
 def _bands(points: CurvePoints, curves: dict[str, pd.DataFrame]) -> dict[str, CurveBand]:
     return {
         name: curve_band(
-            points, rows["truth"].to_numpy(), rows["score"].to_numpy(float), rows["person"].to_numpy(dtype=str),
+            points, rows["truth"].to_numpy(), rows["marker"].to_numpy(float), rows["person"].to_numpy(dtype=str),
             resamples=RESAMPLES, seed=0,
         )
         for name, rows in curves.items()

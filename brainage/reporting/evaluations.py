@@ -8,12 +8,13 @@ to be drawn without names or counted.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from brainage.config import EvaluateConfig, from_plain
+from brainage.config import EvaluateConfig, FinetuneConfig, from_plain
 from brainage.data.table import PERSON, read_table, read_tsv
 from brainage.downstream.results import PARTS, parts_of, read_results
 from brainage.errors import DataError
@@ -25,7 +26,18 @@ NUMBER = ["cohort", "split", "task", "metric", *PARTS]  # what a row of one mode
 FRAMES = {  # columns that the report cannot do without
     "predictions": [*PERSON, "split", "age_years", "predicted_age_years", "model"],
     "gaps": [*PERSON, "age_years", "diagnosis", "mci_outcome", "healthy", "gap_none_years", "model", "seed"],
-    "diagnosis": [*PERSON, "pair", "predictor", "truth", "score", "model", "seed"],
+    "diagnosis": [
+        *PERSON,
+        "pair",
+        "predictor",
+        "folds",
+        "labels",
+        "truth",
+        "score",
+        "marker",
+        "model",
+        "seed",
+    ],
     "trajectories": [*PERSON, "group", "visit_years", "gap_years", "model", "seed"],
     "survival": [*PERSON, "time_years", "event", "stratum", "model", "seed"],
 }
@@ -41,6 +53,7 @@ class Evaluation:
     cohort: str
     model: str  # the main network's, in results' `model`
     settings: EvaluateConfig
+    finetune: FinetuneConfig
     results: pd.DataFrame | None  # RESULT_COLUMNS, model, seed and a text column for each of PARTS
     table: pd.DataFrame | None
     dropped: pd.DataFrame | None
@@ -52,9 +65,9 @@ class Evaluation:
         """Whether it is the cohort that the run was trained on."""
         return not self.name
 
-    @property
+    @cached_property
     def canvas(self) -> Canvas:
-        """Where its figures and tables go: its own folder."""
+        """Where its figures and tables go: its own folder; one for all of its parts."""
         return Canvas(self.path)
 
     @property
@@ -66,23 +79,32 @@ class Evaluation:
         """Rows about single people of the main network, or None."""
         return self.frames.get(name)
 
-    def rows(self, task: str, *metrics: str, **parts: str) -> pd.DataFrame:
-        """The main network's rows of a task, of all metrics or some, where the parts are as told (`correction="none"`).
+    def rows(self, task: str, *metrics: str, model: str = "", network: int | None = None, **parts: str) -> pd.DataFrame:
+        """Rows of a task of the main model or another, of all metrics or some, where the parts are as told
+        (`correction="none"`).
 
-        Several seeds: the row of all seeds where there is one, else that of the first.
+        Several seeds: the row of all seeds where there is one, else that of the first. With `network`, rows of that
+        seed alone where there are any.
         """
         if self.results is None:
-            return pd.DataFrame(columns=[*NUMBER, "estimate", "low", "high", "n", "note"])
-        rows = self.results[(self.results["task"] == task) & (self.results["model"] == self.model)]
+            return pd.DataFrame(columns=[*NUMBER, "model", "seed", "estimate", "low", "high", "n", "note"])
+        rows = self.results[(self.results["task"] == task) & (self.results["model"] == (model or self.model))]
         rows = rows[rows["metric"].isin(metrics)] if metrics else rows
         for word, name in parts.items():
             rows = rows[rows[word] == name]
+        of_network = (rows["seed"] == network).fillna(False) if network is not None else pd.Series(dtype=bool)
+        rows = rows[of_network] if of_network.any() else rows
         first = rows.sort_values("seed", na_position="first", kind="stable").drop_duplicates(NUMBER)
         return first.sort_index()
 
     def has(self, *tasks: str) -> bool:
         """Whether results tell anything of one of these tasks, be it why there is no number."""
         return self.results is not None and bool(self.results["task"].isin(tasks).any())
+
+
+def whole(rows: pd.DataFrame, *but: str) -> pd.DataFrame:
+    """Rows that are about no part of a split and no other way: those whose parts, `but` for some, are all empty."""
+    return rows[(rows[[word for word in PARTS if word not in but]] == "").all(axis=1)]
 
 
 def read_evaluations(run: RunFolder) -> list[Evaluation]:
@@ -102,8 +124,9 @@ def read_evaluation(run: RunFolder, folder: Path, name: str) -> Evaluation:
     model = _main_model(results, run.model)
     frames = {kind: _frame(folder / f"{kind}.parquet", columns, model, run) for kind, columns in FRAMES.items()}
     cohort = run.experiment.data.cohort if not name else _cohort(table, results, name)
+    settings, finetune = _settings(run, folder, name)
     return Evaluation(
-        name=name, path=folder, cohort=cohort, model=model, settings=_settings(run, folder, name), results=results,
+        name=name, path=folder, cohort=cohort, model=model, settings=settings, finetune=finetune, results=results,
         table=table, dropped=read_tsv(folder / "dropped.tsv") if (folder / "dropped.tsv").is_file() else None,
         quality=_optional(folder / "quality.parquet"),
         frames={kind: frame for kind, frame in frames.items() if frame is not None},
@@ -135,13 +158,15 @@ def _cohort(table: pd.DataFrame | None, results: pd.DataFrame | None, name: str)
     return name
 
 
-def _settings(run: RunFolder, folder: Path, name: str) -> EvaluateConfig:
+def _settings(run: RunFolder, folder: Path, name: str) -> tuple[EvaluateConfig, FinetuneConfig]:
     """What the evaluation was told, as it left it in evaluation.yaml; else the run's."""
     path = folder / "evaluation.yaml"
-    if not name or not path.is_file():
-        return run.experiment.evaluate
-    told = read_yaml(path).get("evaluate")
-    return from_plain({"evaluate": told}, str(path)).evaluate if told else run.experiment.evaluate
+    told = read_yaml(path) if name and path.is_file() else {}
+    here = from_plain({key: told[key] for key in ("evaluate", "finetune") if told.get(key)}, str(path))
+    return (
+        here.evaluate if told.get("evaluate") else run.experiment.evaluate,
+        here.finetune if told.get("finetune") else run.experiment.finetune,
+    )
 
 
 def _frame(path: Path, columns: list[str], model: str, run: RunFolder) -> pd.DataFrame | None:

@@ -80,17 +80,20 @@ def _collapse(run: RunFolder) -> Iterator[Finding]:
     health = run.experiment.health
     share, rank = run.series("health/loss_over_collapse"), run.series("health/effective_rank")
     advice = "Try encoder.head=mlp_bn, a higher loss.temperature or a lower optim.lr."
-    last = share["value"].tail(LAST_LOOKS)
-    if len(last) and (last > 1 - health.collapse_margin).all():
+    last, ranks = share["value"].tail(LAST_LOOKS), rank["value"].tail(LAST_LOOKS)
+    low_rank = run.model in CONTRASTIVE_NAMES and len(ranks) and (ranks < health.min_effective_rank).all()
+    if len(last) and ((last - 1).abs() < health.collapse_margin).all():
         text = f"At the end the loss stood at {last.iloc[-1]:.3f} of its value on a constant embedding. {advice}"
         yield Finding("severe", "The embedding collapsed", text)
-    elif (
-        run.model in CONTRASTIVE_NAMES
-        and len(rank)
-        and (rank["value"].tail(LAST_LOOKS) < health.min_effective_rank).all()
-    ):
-        text = f"At the end the effective rank was {rank['value'].iloc[-1]:.2f}. {advice}"
+    elif low_rank:
+        text = f"At the end the effective rank was {ranks.iloc[-1]:.2f}. {advice}"
         yield Finding("severe", "The embedding collapsed", text)
+    elif len(last) and (last > 1 - health.collapse_margin).all():
+        told = f", with an effective rank of {ranks.iloc[-1]:.1f}" if len(ranks) else ""
+        text = (
+            f"At the end it stood at {last.iloc[-1]:.3f} of it{told}: undertrained or overfitted, look at the curves."
+        )
+        yield Finding("caution", "The loss is worse than that of a constant embedding", text)
     if not np.isfinite(run.series("train/loss")["value"].tail(1)).all():
         yield Finding("severe", "The loss is not a number", "The last training loss in the journal is not finite.")
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from brainage.reporting import clinical_figures
 from brainage.reporting.clinical_figures import predictor_name
-from brainage.reporting.evaluations import Evaluation
+from brainage.reporting.evaluations import Evaluation, whole
 from brainage.reporting.page import Block, Drawn
 from brainage.reporting.tables import model_name
 from brainage.reporting.task_tables import Column, table_blocks
@@ -37,8 +37,8 @@ def networks(evaluation: Evaluation, pair: str) -> pd.DataFrame:
     none = pd.DataFrame(columns=["x", "y", "kind", "predictor"])
     if rows is None:
         return none
-    ages = rows[(rows["task"] == "age") & (rows["metric"] == "mae_years") & (rows["note"].map(_whole))]
-    ages = ages.dropna(subset=["estimate"]).sort_values("split", kind="stable").drop_duplicates("run")
+    ages = rows[(rows["task"] == "age") & (rows["metric"] == "mae_years")]
+    ages = whole(ages, "ages").dropna(subset=["estimate"]).sort_values("split", kind="stable").drop_duplicates("run")
     aucs = rows[(rows["task"] == "diagnosis") & (rows["metric"] == "auc") & (rows["pair"] == pair)]
     aucs = aucs[(aucs["folds"] == "") & aucs["labels"].isin(["", "1", "1.0"])].dropna(subset=["estimate"])
     there = [predictor for predictor in LEARNT if (aucs["predictor"] == predictor).any()]
@@ -50,10 +50,6 @@ def networks(evaluation: Evaluation, pair: str) -> pd.DataFrame:
     return pd.DataFrame(
         {"x": both["estimate"], "y": both["estimate_auc"], "kind": both["model"], "predictor": there[0]}
     )
-
-
-def _whole(note: str) -> bool:
-    return note.partition("; ")[0].partition("=")[1] == "" or note.startswith("ages=")
 
 
 def _pairs(evaluation: Evaluation) -> list[str]:

@@ -15,7 +15,7 @@ from brainage.downstream.results import CHANCE, INTERNAL, SCORED
 from brainage.reporting.evaluations import read_evaluations
 from brainage.reporting.findings import findings
 from brainage.reporting.methods import encoder_name
-from brainage.reporting.page import Page
+from brainage.reporting.page import Page, delete_others
 from brainage.reporting.run_folder import RunFolder, read_run
 from brainage.reporting.sections import sections
 from brainage.reporting.style import SPLIT_NAMES
@@ -39,10 +39,13 @@ MATHEMATICS = {
 }
 
 
-def write_report(run_folder: Path, study: Path | None = None) -> Path:
+def write_report(run_folder: Path, study: Path | None = None, *, pdf: bool = True) -> Path:
     """Write report.html, figures/*.svg, .png and .pdf, and tables/*.csv and .tex into a run folder; gives the page's
     path. Figures and tables of another cohort go into its folder in RUN/evaluations; `study` is a study's folder, whose
-    results are shown beside the run's.
+    results are shown beside the run's. Without `pdf` figures are SVG and PNG only.
+
+    Files of these kinds that lie in figures and tables of the run folder and of RUN/evaluations/* and were not written
+    this time are deleted: they are of an earlier report, whose numbers no longer hold.
 
     What is not there yet (journal, results, predictions, embeddings) is named in its place with the command that makes
     it. Raises DataError when the folder or its config.yaml is not there, or a file in it is not readable.
@@ -50,6 +53,9 @@ def write_report(run_folder: Path, study: Path | None = None) -> Path:
     run = read_run(run_folder)
     evaluations = read_evaluations(run)
     page = Page(run, evaluations, study)
+    canvases = [page, *(evaluation.canvas for evaluation in evaluations)]
+    for canvas in canvases:
+        canvas.pdf = pdf
     built = [(section, section.build(page)) for section in sections(page)]
     text = page_environment().get_template("report.html.j2").render(
         title=_title(run), run=run, facts=_facts(run), tiles=_tiles(run), findings=findings(run, evaluations),
@@ -57,6 +63,7 @@ def write_report(run_folder: Path, study: Path | None = None) -> Path:
     )  # fmt: skip
     path = run.path / "report.html"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    delete_others(canvases)
     return path
 
 

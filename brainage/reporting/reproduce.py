@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
 from brainage.config import training_hash
+from brainage.reporting.evaluations import Evaluation
 from brainage.reporting.run_folder import RunFolder
 
 PRIVATE = re.compile(
@@ -16,15 +18,16 @@ PRIVATE = re.compile(
 
 
 class Reproduction(NamedTuple):
-    """`facts` are (name, value) pairs."""
+    """`facts` are (name, value) pairs; `evaluated` the commands after training, RUN and DATA stand for folders."""
 
     command: str
+    evaluated: list[str]
     config: str
     facts: list[tuple[str, str]]
 
 
-def reproduce(run: RunFolder) -> Reproduction:
-    """Command, YAML and facts of a run."""
+def reproduce(run: RunFolder, evaluations: Sequence[Evaluation] = ()) -> Reproduction:
+    """Commands, YAML and facts of a run and of the cohorts that it was judged on."""
     experiment = run.experiment
     command = run.environment.get("command")
     seeds = sorted(set(run.results["seed"].dropna().astype(int))) if run.results is not None else [experiment.seed]
@@ -44,9 +47,15 @@ def reproduce(run: RunFolder) -> Reproduction:
     facts += [(name, text) for name, text in _flat(rest) if not PRIVATE.search(name) and text]
     return Reproduction(
         str(command or f"brainage pretrain config.yaml name={experiment.name}"),
+        _evaluated(run, evaluations),
         OmegaConf.to_yaml(OmegaConf.structured(experiment)),
         facts,
     )
+
+
+def _evaluated(run: RunFolder, evaluations: Sequence[Evaluation]) -> list[str]:
+    own = ["brainage evaluate RUN"] if run.results is not None else []
+    return own + [f"brainage evaluate RUN --on {one.name} data.root=DATA" for one in evaluations if not one.own]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

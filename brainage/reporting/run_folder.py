@@ -129,11 +129,14 @@ def model_and_seed(label: str) -> tuple[str, int | None]:
 
 
 def _experiment(folder: Path) -> Experiment:
-    """config.yaml is from the training; an evaluation with other values leaves those that it used in evaluate.yaml."""
-    experiment, used = _read_config(folder / "config.yaml"), folder / "evaluate.yaml"
-    if used.is_file():
-        section = from_plain({"evaluate": read_yaml(used)}, str(used)).evaluate
-        experiment = dataclasses.replace(experiment, evaluate=section)
+    """config.yaml is from the training; an evaluation with other values leaves those that it used in evaluate.yaml and
+    finetune.yaml."""
+    experiment = _read_config(folder / "config.yaml")
+    for section in ("evaluate", "finetune"):
+        used = folder / f"{section}.yaml"
+        if used.is_file():
+            values = getattr(from_plain({section: read_yaml(used)}, str(used)), section)
+            experiment = dataclasses.replace(experiment, **{section: values})
     return experiment
 
 

@@ -110,14 +110,16 @@ def cohort(page: Page) -> list[Block]:
 
 def said(page: Page) -> list[Block]:
     """The methods in words."""
-    return [Block("text", paragraph) for paragraph in [*methods(page.run), *task_methods(page.run, page.evaluations)]]
+    return [Block("text", paragraph) for paragraph in [*methods(page.run), *task_methods(page.evaluations)]]
 
 
 def again(page: Page) -> list[Block]:
     """All that is needed to repeat the run."""
-    box = reproduce(page.run)
+    box = reproduce(page.run, page.evaluations)
+    told = "RUN stands for the run's folder, DATA for that of the cohort as downloaded."
     return [
-        Block("code", box.command, "Command"),
+        Block("code", "\n".join([box.command, *box.evaluated]), f"Command{'s' * bool(box.evaluated)}"),
+        *([Block("text", told)] if box.evaluated else []),
         Block("facts", box.facts, "Versions and seeds"),
         Block("code", box.config, "Resolved configuration", folded=True),
     ]

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 
 from brainage.downstream.results import CHANCE
 from brainage.reporting import figures
-from brainage.reporting.evaluations import NUMBER, Evaluation
+from brainage.reporting.evaluations import NUMBER, Evaluation, whole
 from brainage.reporting.page import Block, Drawn
 from brainage.reporting.style import ACCENT, MUTED, plain
 from brainage.reporting.task_tables import Column, enough, split_name, table_blocks
 
-AFTER = {"combat": "after ComBat", "residual": "after removing site means", "": "as it is"}
-SUBSETS = {"age_matched": "age-matched people", "": ""}
+AFTER = {
+    "combat": "after ComBat", "residual": "after removing site means", "nuisance": "after removing nuisance variables",
+    "": "as it is",
+}  # fmt: skip
+SUBSETS = {"age_matched": "age-matched people", "same_pairs": "the same pairs of sites, unmatched", "": ""}
+BEFORE = re.compile(r"before, on the same scans: (?P<number>[\d.e+-]+)(; )?")
 READ_FROM = {"age": "age alone", "": "embedding"}
 KINDS = {"sex": "Sex", "band": "Age band", "site": "Site"}
 MOST_ROWS_DRAWN = 30
@@ -30,24 +36,45 @@ def site(evaluation: Evaluation) -> list[Block]:
     if drawn:
         blocks.append(Block("figures", [drawn]))
     blocks += table_blocks(
-        canvas, "site", "Reading the site", rows,
+        canvas, "site", "Reading the site", with_before(rows),
         {"predictor": "Read from", "after": "Harmonised", "subset": "People", "probe": "Probe", "term": "Removed"},
-        [Column("balanced_accuracy", "Balanced accuracy (%)", 1, 100)],
-        note="Lower is better, down to chance. Age alone shows how far sites differ in who came to them.",
+        [
+            Column("balanced_accuracy", "Balanced accuracy (%)", 1, 100),
+            Column("before", "Before, on the same scans (%)", 1, 100),
+            Column("chance_balanced_accuracy", "Sites shuffled (%)", 1, 100), Column("p", "p", kind="p"),
+        ],
+        note="Lower is better, down to chance. Age alone shows how far sites differ in who came to them. Shuffled "
+        "sites: what the same predictions reach by chance, with the p value of that.",
         names={
             "predictor": lambda name: READ_FROM.get(name, name), "after": lambda name: AFTER.get(name, name),
             "subset": lambda name: SUBSETS.get(name, name) or "all", "term": lambda name: name or "nothing",
             "probe": lambda name: name or "converged",
         },
     )  # fmt: skip
-    ages = evaluation.rows("age", "mae_years")
-    if not (ages["after"] != "").any():
+    ages = whole(evaluation.rows("age", "mae_years"), "after", "term")
+    changed = ages["after"] != ""
+    if not changed.any():
         return blocks
+    people = [tuple(pair) for pair in ages.loc[changed, ["split", "n"]].to_numpy()]
+    same = np.array(
+        [pair in people for pair in zip(ages["split"], ages["n"], strict=True)]
+    )  # others cannot be compared
     return blocks + table_blocks(
-        canvas, "age_after", "Age error after harmonisation", ages[(ages["probe"] == "") & (ages["ages"] == "")],
-        {"after": "Harmonised", "term": "Removed"}, [Column("mae_years", "MAE (years)")],
+        canvas, "age_after", "Age error after harmonisation", with_before(ages[changed | same]),
+        {"after": "Harmonised", "term": "Removed"},
+        [Column("mae_years", "MAE (years)"), Column("before", "Before, on the same scans (years)")],
+        note="By a probe fitted anew; compare with what the unchanged features gave on the same scans.",
         names={"after": lambda name: AFTER.get(name, name), "term": lambda name: name or "nothing"},
     )  # fmt: skip
+
+
+def with_before(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows and, of those whose note tells it, what the unchanged features gave on the same scans: rows of a metric
+    `before`."""
+    told = rows["note"].str.extract(BEFORE)["number"].astype(float)
+    rows = rows.assign(note=rows["note"].str.replace(BEFORE, "", regex=True))
+    more = rows.assign(metric="before", estimate=told, low=np.nan, high=np.nan)[told.notna() & rows["estimate"].notna()]
+    return pd.concat([rows, more]) if len(more) else rows
 
 
 def chance_rows(evaluation: Evaluation) -> pd.DataFrame:
@@ -71,17 +98,17 @@ def _site_figure(evaluation: Evaluation, rows: pd.DataFrame) -> Drawn | None:
     colours = [MUTED if predictor == "age" else ACCENT for predictor in rows["predictor"]]
     dots = _scaled(rows.assign(name=names))
     chance = chance_rows(evaluation)
-    whole = float(100 * chance["estimate"].iloc[0]) if len(chance) else np.nan
-    shuffled = chance[(chance["subset"] == "") & chance["low"].notna()]
+    even = float(100 * chance["estimate"].iloc[0]) if len(chance) else np.nan
+    shuffled = whole(evaluation.rows("site", "chance_balanced_accuracy")).dropna(subset=["estimate", "low"])
     if len(shuffled):
         dots = pd.concat([dots, _scaled(shuffled.head(1).assign(name="sites shuffled"))], ignore_index=True)
         colours.append(MUTED)
     figure = figures.dots_with_intervals(
         dots, xlabel="balanced accuracy (%), 95 % interval", title="Reading the site", colours=colours,
-        reference=whole, reference_name="chance" if np.isfinite(whole) else "",
+        reference=even, reference_name="chance" if np.isfinite(even) else "",
     )  # fmt: skip
     told = "; ".join(f"{name} {value:.0f} %" for name, value in zip(dots["name"], dots["estimate"], strict=True))
-    against = f" Chance is {whole:.0f} %." if np.isfinite(whole) else ""
+    against = f" Chance is {even:.0f} %." if np.isfinite(even) else ""
     return evaluation.canvas.draw(
         "site_accuracy", figure, alt=f"Balanced accuracy of reading the site: {told}.{against}"
     )

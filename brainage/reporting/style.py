@@ -53,19 +53,24 @@ def styled(function: Callable[P, R]) -> Callable[P, R]:
 
 
 @styled
-def save_figure(figure: Figure, stem: Path) -> str:
-    """Write `stem`.svg, .png and .pdf; gives the SVG as a data URI. Equal figures give equal bytes."""
+def save_figure(figure: Figure, stem: Path, *, pdf: bool = True) -> str:
+    """Write `stem`.svg, .png and, if asked, .pdf; gives the SVG as a data URI. Equal figures give equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", dpi=RASTER_DPI, metadata={"Date": None, "Creator": None})
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_name(stem.name + ".svg").write_bytes(buffer.getvalue())
     figure.set_layout_engine("none")  # keeps the places found for the SVG
     figure.savefig(stem.with_name(stem.name + ".png"), dpi=160, metadata={"Software": None})
+    if pdf:
+        _save_pdf(figure, stem.with_name(stem.name + ".pdf"))
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _save_pdf(figure: Figure, path: Path) -> None:
     for letters in figure.findobj(Text):
         letters.set_path_effects([Normal()])  # drawn as outlines, as in the SVG
     undated = {"CreationDate": None, "Creator": None, "Producer": None}
-    figure.savefig(stem.with_name(stem.name + ".pdf"), dpi=RASTER_DPI, metadata=undated)
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    figure.savefig(path, dpi=RASTER_DPI, metadata=undated)
 
 
 def names(text: str) -> str:

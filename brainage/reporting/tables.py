@@ -59,6 +59,7 @@ class Table:
     note: str = ""
     words: tuple[str, ...] = ()  # columns of words, set to the left, besides the first; the others are numbers
     strong: tuple[int, ...] = ()  # rows to stand out
+    reasons: tuple[str, ...] = ()  # why numbers are missing, each with its rows
 
     def is_words(self, column: str) -> bool:
         """Whether a column of `shown` is set to the left."""

@@ -12,8 +12,10 @@ import pandas as pd
 from brainage.data.table import PERSON, person_keys
 from brainage.downstream.results import FEWEST_PEOPLE
 from brainage.reporting.clinical_figures import predictor_name
-from brainage.reporting.evaluations import Evaluation
+from brainage.reporting.cohort_headline import group_auc
+from brainage.reporting.evaluations import Evaluation, whole
 from brainage.reporting.run_folder import RunFolder
+from brainage.reporting.tables import BASELINES, model_name
 
 Found = tuple[Literal["severe", "caution"], str, str]
 AGE_SEPARATES = 0.7  # AUC of age and sex alone
@@ -128,6 +130,26 @@ def _no_better_than_guessing(run: RunFolder, evaluation: Evaluation) -> Iterator
         )
 
 
+def _no_better_than_a_baseline(run: RunFolder, evaluation: Evaluation) -> Iterator[Found]:
+    """A linear probe on what was never trained tells the groups apart better than one on the main network."""
+    del run
+    pairs = list(dict.fromkeys(evaluation.rows("diagnosis", "auc")["pair"]))
+    for baseline in BASELINES:
+        both = {pair: [group_auc(evaluation, model, pair, "probe") for model in (evaluation.model, baseline)]
+                for pair in pairs if baseline != evaluation.model}  # fmt: skip
+        told = "; ".join(
+            f"{pair} {bar.estimate:.2f} {bar.interval(2)} against {own.estimate:.2f} {own.interval(2)}"
+            for pair, (own, bar) in both.items()
+            if own and bar and bar.estimate >= own.estimate
+        )
+        if told:
+            name = model_name(baseline)
+            text = (
+                f"AUC of a probe on {name} against one on {model_name(evaluation.model)}, on the same people: {told}."
+            )
+            yield "caution", f"No better than {baseline} ({_of(evaluation)})", text
+
+
 def _every(evaluation: Evaluation, task: str) -> pd.DataFrame:
     """Rows of every seed of the main model: those of all seeds together do not repeat what went wrong in one."""
     rows = evaluation.results
@@ -178,7 +200,7 @@ def _worse_than_the_mean(run: RunFolder, evaluation: Evaluation) -> Iterator[Fou
         return
     every = evaluation.results
     guess = every[(every["task"] == "age") & (every["metric"] == "mae_years") & (every["model"] == "mean_predictor")]
-    rows = evaluation.rows("age", "mae_years", probe="", after="", ages="")
+    rows = whole(evaluation.rows("age", "mae_years"))
     for row in rows.itertuples():
         bar = guess.loc[guess["split"] == row.split, "estimate"].mean()
         if np.isfinite(bar) and row.estimate >= bar:
@@ -189,5 +211,5 @@ def _worse_than_the_mean(run: RunFolder, evaluation: Evaluation) -> Iterator[Fou
 
 CHECKS: list[Callable[[RunFolder, Evaluation], Iterator[Found]]] = [
     _seen, _worse_than_the_mean, _ages, _corrected_outside, _corrected_slope, _age_separates, _no_better_than_guessing,
-    _site_probe, _fallback, _events,
+    _no_better_than_a_baseline, _site_probe, _fallback, _events,
 ]  # fmt: skip

@@ -8,7 +8,6 @@ from brainage.config import EvaluateConfig
 from brainage.reporting.clinical_figures import predictor_name
 from brainage.reporting.evaluations import Evaluation
 from brainage.reporting.references import afters, computed, corrections
-from brainage.reporting.run_folder import RunFolder
 
 FORMS = {
     "beheshti": "the gap's regression on age is subtracted (Beheshti et al. 2019)",
@@ -21,7 +20,7 @@ HARMONISED = {
 MODES = {"full": "all of its weights", "last": "its last stages", "low_rank": "low-rank updates of its weights"}
 
 
-def task_methods(run: RunFolder, evaluations: Sequence[Evaluation]) -> list[str]:
+def task_methods(evaluations: Sequence[Evaluation]) -> list[str]:
     """One paragraph a cohort that was judged."""
     paragraphs = []
     for evaluation in evaluations:
@@ -32,7 +31,7 @@ def task_methods(run: RunFolder, evaluations: Sequence[Evaluation]) -> list[str]
             _gap(evaluation) if "gap" in tasks else "",
             CONTRASTS if "gap_contrast" in tasks else "",
             REPEATS if "gap_repeat" in tasks else "",
-            _diagnosis(run, evaluation) if "diagnosis" in tasks else "",
+            _diagnosis(evaluation) if "diagnosis" in tasks else "",
             _site(evaluation),
             LONGITUDINAL if "longitudinal" in tasks else "",
             SURVIVAL if "survival" in tasks else "",
@@ -108,7 +107,7 @@ def _gap(evaluation: Evaluation) -> str:
     return text
 
 
-def _diagnosis(run: RunFolder, evaluation: Evaluation) -> str:
+def _diagnosis(evaluation: Evaluation) -> str:
     rows, settings = evaluation.rows("diagnosis"), evaluation.settings
     rows = rows[rows["estimate"].notna()]
     pairs, predictors = (list(dict.fromkeys(rows[column])) for column in ("pair", "predictor"))
@@ -122,8 +121,8 @@ def _diagnosis(run: RunFolder, evaluation: Evaluation) -> str:
     if settings.diagnosis_by_site:
         text += " The same was done with whole sites held out in turn."
     if {"finetuned", "scratch"} & set(predictors):
-        tuned = run.experiment.finetune
-        text += f" Fine-tuning trained {MODES[tuned.mode]} for {tuned.epochs} epochs."
+        tuned = evaluation.finetune
+        text += f" Fine-tuning trained {MODES[tuned.mode]} for {tuned.epochs} epoch{'s' * (tuned.epochs != 1)}."
     shares = [share for share in settings.label_shares if share < 1]
     if shares:
         text += f" Fits were repeated on {_and([f'{100 * share:g} %' for share in shares])} of the labels."

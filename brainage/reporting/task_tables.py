@@ -13,6 +13,7 @@ from brainage.reporting.page import Block, Canvas
 from brainage.reporting.style import SPLIT_NAMES
 from brainage.reporting.tables import Cell, Estimate, Table
 
+MOST_NAMED = 6  # lines of a table that a reason names
 CORRECTIONS = {
     "none": "none", "beheshti": "Beheshti", "cole": "Cole, de Lange", "conditional": "conditional on age", "": "–",
 }  # fmt: skip
@@ -38,7 +39,7 @@ def table_blocks(
         return []
     if table.shown.empty:
         canvas.write(table)
-        return [Block("text", f"{caption}: {table.note[:1].lower()}{table.note[1:]}")]
+        return [Block("text", f"{caption}: {_lower(' '.join(table.reasons))}")]
     return [canvas.table(table, folded=folded)]
 
 
@@ -54,8 +55,8 @@ def parts_table(
 ) -> Table | None:
     """Table of results' rows; `keys`: column of `rows` -> header, `names`: column -> how its values are told.
 
-    A key with one value is left out but for the first. `data` holds every line; `shown` those with a number, and the
-    note why others have none: where no line has, the note is that alone. None where there is no row.
+    A key with one value is left out but for the first. `data` holds every line; `shown` those with a number, `reasons`
+    why others have none. None where there is no row.
     """
     wanted = [column for column in columns if (rows["metric"] == column.metric).any()]
     rows = rows[rows["metric"].isin([column.metric for column in wanted])]
@@ -64,7 +65,7 @@ def parts_table(
     keys = {"split": "People", **keys} if rows["split"].nunique() > 1 else dict(keys)
     keys = _telling(rows, keys)
     groups = list(rows.groupby(list(keys), sort=False, dropna=False))
-    tell = {"split": split_name, "correction": lambda one: CORRECTIONS.get(one, one), **(names or {})}
+    tell: dict[str, Callable[[str], str]] = {"split": split_name, "correction": _correction, **(names or {})}
     data, shown = [], []
     for values, group in groups:
         texts = [str(value) for value in values]
@@ -77,9 +78,13 @@ def parts_table(
             **{column.header: _cell(column, found[column.metric]) for column in wanted},
             "n": str(int(group["n"].max())),
         })  # fmt: skip
-    said = [note, *_common(rows), _seeds(rows)] if shown else []
-    told = " ".join(filter(None, [*said, reasons(rows)]))
-    return Table(name, caption, pd.DataFrame(data), pd.DataFrame(shown), told, words=tuple(keys.values()))
+    told = " ".join(filter(None, [note, *_common(rows), _seeds(rows)]))
+    why = reasons(rows, {key: tell.get(key, str) for key in keys}, {one.metric: one.header for one in wanted})
+    return Table(name, caption, pd.DataFrame(data), pd.DataFrame(shown), told, words=tuple(keys.values()), reasons=why)
+
+
+def _correction(name: str) -> str:
+    return CORRECTIONS.get(name, name)
 
 
 def split_name(split: str) -> str:
@@ -102,12 +107,48 @@ def p_text(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def reasons(rows: pd.DataFrame) -> str:
-    """Why numbers are missing, each reason once; empty where none is."""
-    missing = [own_phrases(note) for note in rows.loc[rows["estimate"].isna(), "note"]]
-    starts = [next((i for i, one in enumerate(said) if one.startswith("not ")), 0) for said in missing]
-    told = dict.fromkeys("; ".join(said[start:]) for said, start in zip(missing, starts, strict=True) if said)
-    return "".join(f" {reason[:1].upper()}{reason[1:]}." for reason in told).strip()
+def reasons(
+    rows: pd.DataFrame, tell: Mapping[str, Callable[[str], str]], headers: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Why numbers are missing: each reason once, with the rows that it is about and, where their other numbers are
+    there, which of them.
+
+    `tell`: the columns of `rows` that name a line -> how its values are told; `headers`: metric -> its name.
+    """
+    missing = rows[rows["estimate"].isna()]
+    lines = missing[list(tell)].apply(lambda row: ", ".join(filter(None, map(_told(tell), row.items()))), axis=1)
+    known = rows.loc[rows["estimate"].notna(), list(tell)].drop_duplicates()
+    partly = missing[list(tell)].merge(known, how="left", indicator=True)["_merge"].eq("both").to_numpy(dtype=bool)
+    found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    for line, metric, note, some in zip(lines, missing["metric"], missing["note"], partly, strict=True):
+        places, metrics = found.setdefault(_reason(note), ({}, {}))
+        places[line] = None
+        metrics |= {headers[metric]: None} if some else {}
+    every = len(rows[list(tell)].drop_duplicates())
+    return tuple(_sentence(reason, list(places), list(metrics), every) for reason, (places, metrics) in found.items())
+
+
+def _told(tell: Mapping[str, Callable[[str], str]]) -> Callable[[tuple[Any, Any]], str]:
+    return lambda item: tell[item[0]](str(item[1])) if item[1] else ""
+
+
+def _sentence(reason: str, places: list[str], metrics: list[str], every: int) -> str:
+    """A reason with where it holds; of many lines the first, and how many more."""
+    listed = "; ".join(filter(None, places[:MOST_NAMED]))
+    listed += f" and {len(places) - MOST_NAMED} more" if len(places) > MOST_NAMED else ""
+    where = "" if len(places) == every and not metrics else listed
+    told = ": ".join(filter(None, [", ".join(metrics), where]))
+    return f"{reason[:1].upper()}{reason[1:]}{f' ({told})' if told else ''}."
+
+
+def _reason(note: str) -> str:
+    """Of a row without a number why not, without what its note says of the way.
+
+    >>> _reason("pair=CN-AD; Wald interval; not computed: no spread; 42 CN and 37 AD; 5 folds")
+    'not computed: no spread'
+    """
+    said = own_phrases(note)
+    return next((phrase for phrase in said if phrase.startswith("not ")), "; ".join(said))
 
 
 def own_phrases(note: str) -> list[str]:
@@ -164,6 +205,10 @@ def _seeds(rows: pd.DataFrame) -> str:
     single = rows["metric"].isin(["p", "p_holm"]) & rows["seed"].notna()
     alone = " p values are those of the first seed." if single.any() else ""
     return f"Means over seeds, of estimates and of interval ends.{alone}"
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 def _common(rows: pd.DataFrame) -> list[str]:

@@ -10,7 +10,7 @@ from tests.reporting.fake_run import write_fake_run
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An evaluated run folder with its report; read only."""
     folder = write_fake_run(tmp_path_factory.mktemp("runs") / "ixi_thickness_exp-0711a27c", seeds=2)
-    write_report(folder)
+    write_report(folder, pdf=False)
     return folder
 
 

@@ -34,7 +34,9 @@ def write_fake_evaluation(run: Path, name: str = "adni", people: int = 240) -> P
     write_table(fake_trajectories(gaps), folder / "trajectories.parquet")
     write_table(fake_survival(rng, gaps), folder / "survival.parquet")
     write_results(fake_results(gaps), folder / "results.csv")
-    (folder / "evaluation.yaml").write_text("data:\n  cohort: adni\nevaluate:\n  label_shares: [0.1, 0.5, 1.0]\n")
+    (folder / "evaluation.yaml").write_text(
+        "data:\n  cohort: adni\nevaluate:\n  label_shares: [0.1, 0.5, 1.0]\nfinetune:\n  epochs: 7\n  mode: last\n"
+    )
     return folder
 
 
@@ -84,11 +86,14 @@ def fake_diagnosis(rng: np.random.Generator, gaps: pd.DataFrame) -> pd.DataFrame
         rows = first[first["diagnosis"].isin([low, high])]
         truth = (rows["diagnosis"] == high).to_numpy(int)
         for predictor, auc in AUCS.items():
-            score = 1 / (1 + np.exp(-(rng.normal(0, 1, len(rows)) + 4 * (auc - 0.5) * (truth - 0.5) - 0.5)))
-            for share in (1.0, 0.1):
+            marker = rng.normal(0, 1, len(rows)) + 4 * (auc - 0.5) * (truth - 0.5)
+            fold = np.arange(len(rows)) % 5
+            score = 1 / (1 + np.exp(0.5 * fold - marker))  # every fold has its own idea of how likely a patient is
+            for folds, share in (("people", 1.0), ("people", 0.1), ("site", 1.0)):
+                shown = marker if (folds, share) == ("people", 1.0) else -marker
                 frames.append(rows[[*KEY, "site", "age_years", "sex", "diagnosis"]].assign(
-                    pair=pair, predictor=predictor, folds="people", labels=share, fold=0, truth=truth, score=score,
-                    model=SEED0, seed=0,
+                    pair=pair, predictor=predictor, folds=folds, labels=share, fold=fold, truth=truth, score=score,
+                    marker=shown, model=SEED0, seed=0,
                 ))  # fmt: skip
     return pd.concat(frames, ignore_index=True)
 
@@ -132,7 +137,14 @@ def fake_results(gaps: pd.DataFrame) -> pd.DataFrame:
         "mae_years": 5.1, "rmse_years": 6.4, "r2": 0.55, "pearson_r": 0.78, "bias_years": 0.4, "age_slope": 0.75,
     }.items()]  # fmt: skip
     rows.append(result_row("mean_predictor", *WHERE[1:], "age", "mae_years", _around(7.4, 0.4), n, "predicts 72 years"))
-    rows += [*_interval_rows(n), *_gap_rows(first), *_diagnosis_rows(n), *_site_rows(n), *_fair_rows(n)]
+    rows += [
+        *_interval_rows(n),
+        *_gap_rows(first),
+        *_diagnosis_rows(n),
+        *_site_rows(n),
+        *_fair_rows(n),
+        *_baseline_rows(n),
+    ]
     rows += [*_longitudinal_rows(n), *_network_rows(n)]
     return results_frame(rows)
 
@@ -185,14 +197,31 @@ def _diagnosis_rows(n):
 
 
 def _site_rows(n):
-    yield result_row("chance", *WHERE[1:], "site", "balanced_accuracy", Interval(0.2, 0.17, 0.24), n, "200 shuffles")
+    yield result_row("chance", *WHERE[1:], "site", "balanced_accuracy", _alone(0.2), n, "1 / 5 sites fitted")
+    yield result_row(*WHERE, "site", "chance_balanced_accuracy", Interval(0.21, 0.17, 0.24), n, "200 shuffles")
+    yield result_row(*WHERE, "site", "p", _alone(0.005), n, "200 shuffles")
     for parts, value in (
         ("", 0.55), ("predictor=age", 0.25), ("after=combat", 0.24), ("after=residual", 0.26),
-        ("subset=age_matched", 0.5),
+        ("subset=age_matched", 0.5), ("subset=same_pairs", 0.6), ("after=nuisance; term=age", 0.52),
     ):  # fmt: skip
         yield result_row(*WHERE, "site", "balanced_accuracy", _around(value, 0.04), n, parts, "lbfgs converged")
     for way in ("combat", "residual"):
-        yield result_row(*WHERE, "age", "mae_years", _around(5.3, 0.3), n, f"after={way}")
+        yield result_row(*WHERE, "age", "mae_years", _around(5.3, 0.3), 31, f"after={way}", "40 scans",
+                         "before, on the same scans: 4.87", "alpha 1")  # fmt: skip
+
+
+def _baseline_rows(n):
+    where = ("pca_ridge", *WHERE[1:])
+    yield result_row(*where, "age", "mae_years", _around(6.2, 0.3), n, "ridge of the run")
+    yield result_row(*where, "age", "mae_years", _around(4.4, 0.3), 31, "after=combat")
+    for pair in PAIRS:
+        for predictor, auc in {"probe": 0.78, "gap": 0.7}.items():
+            parts = f"pair={pair}; predictor={predictor}"
+            yield result_row(*where, "diagnosis", "auc", _around(auc, 0.05), n, parts)
+            yield result_row(*where, "diagnosis", "auc", _around(0.99, 0.005), n, f"{parts}; folds=site")
+    parts = "contrast=AD-CN; correction=beheshti"
+    yield result_row(*where, "gap_contrast", "difference_years", _around(3.2, 1.0), 200, parts)
+    yield result_row(*where, "site", "balanced_accuracy", _around(0.7, 0.04), n)
 
 
 def _fair_rows(n):

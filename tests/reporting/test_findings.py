@@ -73,7 +73,18 @@ FAULTS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("People seen in training were scored", "severe", _seen),
     ("Scoring of seen people was allowed", "caution", lambda f: _configure(f, "evaluate", "allow_seen", True)),
     ("The embedding collapsed", "severe", lambda f: _journal(f, **{"health/loss_over_collapse": 0.998})),
+    ("The embedding collapsed", "severe", lambda f: _journal(f, **{"health/loss_over_collapse": 1.004})),
     ("The embedding collapsed", "severe", lambda f: _journal(f, **{"health/effective_rank": 1.1})),
+    (
+        "The embedding collapsed",
+        "severe",
+        lambda f: _journal(f, **{"health/loss_over_collapse": 1.4, "health/effective_rank": 1.1}),
+    ),
+    (
+        "The loss is worse than that of a constant embedding",
+        "caution",
+        lambda f: _journal(f, **{"health/loss_over_collapse": 1.416, "health/effective_rank": 18}),
+    ),
     ("The loss is not a number", "severe", lambda f: _journal(f, **{"train/loss": float("nan")})),
     (
         "Training was stopped",
@@ -136,6 +147,13 @@ def test_severe_warnings_come_first(run_folder):
     levels = [finding.level for finding in findings(read_run(run_folder))]
     assert levels == sorted(levels, reverse=True)
     assert set(levels) == {"severe", "caution"}
+
+
+def test_a_loss_above_that_of_a_constant_embedding_is_no_collapse(run_folder):
+    _journal(run_folder, **{"health/loss_over_collapse": 1.416, "health/effective_rank": 18})
+    (found,) = findings(read_run(run_folder))
+    assert found.level == "caution"
+    assert "1.416 of it, with an effective rank of 18.0: undertrained or overfitted" in found.text
 
 
 def test_one_bad_look_is_not_a_collapse(run_folder):

@@ -77,8 +77,8 @@ def test_the_reproduce_box_has_command_configuration_versions_and_split(reported
 
 def test_a_run_that_was_not_evaluated_says_how_to_evaluate_it_in_the_same_bytes_each_time(tmp_path):
     folder = write_fake_run(tmp_path / "run", evaluated=False)
-    text = write_report(folder).read_text()
-    assert write_report(folder).read_text() == text
+    text = write_report(folder, pdf=False).read_text()
+    assert write_report(folder, pdf=False).read_text() == text
     assert text.count(f"brainage evaluate {folder}") == 3
     assert "Not checked, since not there yet: results" in text
     drawn = {path.stem for path in (folder / "figures").glob("*.svg")}
@@ -90,7 +90,7 @@ def test_config_yaml_alone_gives_a_report_without_figures(tmp_path):
     full = write_fake_run(tmp_path / "full", evaluated=False)
     (tmp_path / "bare").mkdir()
     shutil.copy(full / "config.yaml", tmp_path / "bare")
-    text = write_report(tmp_path / "bare").read_text()
+    text = write_report(tmp_path / "bare", pdf=False).read_text()
     assert "<img" not in text
     assert text.count("Not there yet") == 5
 
@@ -100,22 +100,22 @@ def test_markup_in_what_people_wrote_is_shown_and_not_run(tmp_path):
     experiment = read_experiment(write_fake_run(tmp_path / "full", evaluated=False) / "config.yaml")
     experiment.description = "<script>alert(1)</script> & more"
     save_experiment(experiment, tmp_path / "run" / "config.yaml")
-    text = write_report(tmp_path / "run").read_text()
+    text = write_report(tmp_path / "run", pdf=False).read_text()
     assert "<script" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in text
 
 
 def test_a_missing_folder_or_configuration_is_one_clear_error(tmp_path):
     with pytest.raises(DataError, match="nowhere: not found"):
-        write_report(tmp_path / "nowhere")
+        write_report(tmp_path / "nowhere", pdf=False)
     with pytest.raises(DataError, match=r"config\.yaml: not found"):
-        write_report(tmp_path)
+        write_report(tmp_path, pdf=False)
     (tmp_path / "config.yaml").write_text("loss: {nmae: exp}")
     with pytest.raises(ConfigError, match="nmae"):
-        write_report(tmp_path)
+        write_report(tmp_path, pdf=False)
     (tmp_path / "config.yaml").write_text("a: [1, 2")
     with pytest.raises(ConfigError, match=r"config\.yaml: not readable as YAML"):
-        write_report(tmp_path)
+        write_report(tmp_path, pdf=False)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_torn_file_is_named_and_the_old_report_stays(run_folder, name, content
     (run_folder / "report.html").write_text("old")
     (run_folder / name).write_text(content)
     with pytest.raises(DataError, match=re.escape(name)):
-        write_report(run_folder)
+        write_report(run_folder, pdf=False)
     assert (run_folder / "report.html").read_text() == "old"
 
 
