@@ -57,15 +57,11 @@ def test_without_a_signal_intervals_of_the_gap_hold_a_half_at_their_rate(null_re
     assert low <= held(of(null_results, metric, "gap")) <= high
 
 
-TOO_NARROW = pytest.mark.xfail(
-    strict=False,
-    reason="of two features the widened variance is 1.16 times too small: 95 % intervals held 0.5 in 93.1 % of 1,500 "
-    "cohorts of 100 people (the nominal bounds of 300 cohorts may or may not show it)",
-)
-
-
-@pytest.mark.parametrize("predictor", [pytest.param("age_sex", marks=TOO_NARROW), "probe"])
+@pytest.mark.parametrize("predictor", ["age_sex", "probe"])
 def test_without_a_signal_intervals_of_fitted_predictors_hold_a_half_at_their_rate(null_results, predictor):
+    """Those of two features are a little too narrow, by more cohorts than these: 93.1 in 100 of 1,500 held a half, since
+    the variance is 1.16 times the widened one (of 16 features 94.3 and 0.99).
+    """
     low, high = bounds(0.95, SEEDS)
     assert low <= held(of(null_results, "auc_delong", predictor)) <= high
 
