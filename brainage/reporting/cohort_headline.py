@@ -20,7 +20,7 @@ Found = tuple[str, Estimate, Cell]  # name of the columns of numbers, the number
 
 
 def cohort_headline(evaluation: Evaluation) -> list[Block]:
-    """Age error, AUC of each pair, contrast of the gap, and site, of the main model, its siblings and baselines.
+    """Age error, site, AUC of each pair and contrast of the gap, of the main model, its siblings and baselines.
 
     Of the run's own cohort only where groups were compared: its headline table has the rest.
     """
@@ -72,6 +72,8 @@ def _columns(evaluation: Evaluation) -> dict[str, Any]:
         if len(whole(evaluation.rows("age", "mae_years", split=split))):
             where = f" {SPLIT_NAMES[split].removesuffix(' test')}" if evaluation.own else ""
             columns[f"MAE{where} (years)"] = lambda model, split=split: _mae(evaluation, model, split)
+    if evaluation.rows("site", "balanced_accuracy")["estimate"].notna().any():
+        columns["Site BAcc (%)"] = lambda model: _site(evaluation, model)
     aucs = evaluation.rows("diagnosis", "auc").dropna(subset=["estimate"])
     for pair in dict.fromkeys(aucs["pair"]):
         for predictor, word in READ.items():
@@ -80,8 +82,6 @@ def _columns(evaluation: Evaluation) -> dict[str, Any]:
     contrast = evaluation.rows("gap_contrast", "difference_years", contrast=CONTRAST)
     if contrast["estimate"].notna().any():
         columns[f"Gap {CONTRAST.replace('-', ' − ')} (years)"] = lambda model: _contrast(evaluation, model)
-    if evaluation.rows("site", "balanced_accuracy")["estimate"].notna().any():
-        columns["Site BAcc (%)"] = lambda model: _site(evaluation, model)
     return columns
 
 
@@ -99,8 +99,8 @@ def _contrast(evaluation: Evaluation, model: str) -> Found:
     rows = evaluation.rows("gap_contrast", model=model, contrast=CONTRAST, correction=evaluation.settings.correction)
     rows = whole(rows, "contrast", "correction")
     years, g = (_estimate(rows[rows["metric"] == metric]) for metric in ("difference_years", "hedges_g"))
-    size = f"g {g.estimate:.2f} {g.interval(2)}" if g else ""
-    cell = years.cell(2, size, _n(years))
+    size = (f"g {g.estimate:.2f}", g.interval(2)) if g else ()
+    cell = years.cell(2, *size, _n(years))
     return f"gap_{CONTRAST}_years", years, Cell(f"{years.estimate:+.2f}", cell.small) if years else cell
 
 
@@ -127,10 +127,14 @@ def _n(found: Estimate) -> str:
 def _note(evaluation: Evaluation, headers: list[str]) -> str:
     told = ["Brackets: 95 % intervals; n counts people."]
     if any(header.startswith("AUC") for header in headers):
-        told.append("Probe: on the features of a model that was not trained further. Gap: by the gap alone.")
+        told.append(
+            "Probe: on the features of a model that was not trained further. AUC of the gap: of the brain-age gap alone."
+        )
     if any(header.startswith("Gap") for header in headers):
         chosen = evaluation.settings.correction
-        told.append(f"Gap: patients minus healthy, bias correction {CORRECTIONS.get(chosen, chosen)}, with Hedges' g.")
+        told.append(
+            f"Gap AD − CN: patients minus healthy, bias correction {CORRECTIONS.get(chosen, chosen)}, with Hedges' g."
+        )
     rows = evaluation.rows("diagnosis", "auc", predictor="probe")
     if len(rows) and any("sd over seeds" in phrase for note in rows["note"] for phrase in own_phrases(note)):
         told.append("Of several seeds, means of estimates and of interval ends.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from brainage.data.table import person_keys
@@ -134,11 +135,12 @@ def _roc(rows: pd.DataFrame) -> Line:
 
 
 def _precision(rows: pd.DataFrame) -> Line:
-    """Recall and precision at every threshold, each precision up to its recall."""
+    """Each recall and the precision at the highest threshold that reaches it, which holds from the recall before."""
     from sklearn.metrics import precision_recall_curve
 
     precision, recall, _ = precision_recall_curve(rows["truth"], rows["marker"])
-    x, y = recall[::-1], precision[::-1].copy()
+    x, first = np.unique(recall[::-1], return_index=True)
+    y = precision[::-1][first]
     y[0] = y[1]  # not the precision of nobody, which is 1 by definition
     return x, y
 

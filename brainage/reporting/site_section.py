@@ -59,11 +59,12 @@ def site(evaluation: Evaluation) -> list[Block]:
     same = np.array(
         [pair in people for pair in zip(ages["split"], ages["n"], strict=True)]
     )  # others cannot be compared
+    ways = " or ".join(AFTER.get(name, name) for name in dict.fromkeys(ages.loc[changed, "after"]))
     return blocks + table_blocks(
         canvas, "age_after", "Age error after harmonisation", with_before(ages[changed | same]),
         {"after": "Harmonised", "term": "Removed"},
         [Column("mae_years", "MAE (years)"), Column("before", "Before, on the same scans (years)")],
-        note="By a probe fitted anew; compare with what the unchanged features gave on the same scans.",
+        note=f"By a probe fitted anew {ways}; compare with what the unchanged features gave on the same scans.",
         names={"after": lambda name: AFTER.get(name, name), "term": lambda name: name or "nothing"},
     )  # fmt: skip
 

@@ -177,13 +177,14 @@ def test_every_model_stands_at_the_head_of_a_cohort_with_its_own_numbers(folder)
     shown = block.content.shown.set_index("Model").map(str)
     assert list(shown.index) == ["L^exp", "L1, supervised", "y-Aware", "PCA + ridge", "Mean predictor"]
     assert list(shown.columns) == [
-        "MAE (years)", "AUC CN-AD, probe", "AUC CN-AD, gap", "AUC CN-MCI, probe", "AUC CN-MCI, gap",
-        "Gap AD − CN (years)", "Site BAcc (%)",
+        "MAE (years)", "Site BAcc (%)", "AUC CN-AD, probe", "AUC CN-AD, gap", "AUC CN-MCI, probe", "AUC CN-MCI, gap",
+        "Gap AD − CN (years)",
     ]  # fmt: skip
     n = int(block.content.data["mae_years_test_external_n"].iloc[0])
     assert shown.loc["PCA + ridge"].to_list() == [
-        f"6.20 [5.90, 6.50] n {n}", f"0.78 [0.73, 0.83] n {n}", f"0.70 [0.65, 0.75] n {n}", f"0.78 [0.73, 0.83] n {n}",
-        f"0.70 [0.65, 0.75] n {n}", "+3.20 [2.20, 4.20] n 200", f"70.0 [66.0, 74.0] chance 20.0 n {n}",
+        f"6.20 [5.90, 6.50] n {n}", f"70.0 [66.0, 74.0] chance 20.0 n {n}",
+        f"0.78 [0.73, 0.83] n {n}", f"0.70 [0.65, 0.75] n {n}", f"0.78 [0.73, 0.83] n {n}",
+        f"0.70 [0.65, 0.75] n {n}", "+3.20 [2.20, 4.20] n 200",
     ]  # fmt: skip
     assert shown.loc["L^exp", "Gap AD − CN (years)"] == "+5.00 [4.00, 6.00] g 1.25 [1.05, 1.45] n 200"
     assert shown.loc["L^exp", "Site BAcc (%)"].startswith("55.0 [51.0, 59.0] chance 21.0")  # of shuffles, its own
