@@ -59,7 +59,7 @@ def test_without_a_signal_intervals_of_the_gap_hold_a_half_at_their_rate(null_re
 
 @pytest.mark.parametrize("predictor", ["age_sex", "probe"])
 def test_without_a_signal_intervals_of_fitted_predictors_hold_a_half_at_their_rate(null_results, predictor):
-    """Those of two features are a little too narrow, by more cohorts than these: 93.1 in 100 of 1,500 held a half, since
+    """Those of two features are a little too narrow, by more cohorts than these: 93.1 in 100 of 1,500 held a half as
     the variance is 1.16 times the widened one (of 16 features 94.3 and 0.99).
     """
     low, high = bounds(0.95, SEEDS)
