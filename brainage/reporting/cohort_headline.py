@@ -128,7 +128,7 @@ def _note(evaluation: Evaluation, headers: list[str]) -> str:
     told = ["Brackets: 95 % intervals; n counts people."]
     if any(header.startswith("AUC") for header in headers):
         told.append(
-            "Probe: on the features of a model that was not trained further. AUC of the gap: of the brain-age gap alone."
+            "Probe: on features of a model that was not trained further. AUC of the gap: of the brain-age gap alone."
         )
     if any(header.startswith("Gap") for header in headers):
         chosen = evaluation.settings.correction
