@@ -1,8 +1,10 @@
+import shutil
 from pathlib import Path
 
 import pytest
 
 from brainage.reporting.report import write_report
+from tests.reporting.fake_evaluation import write_fake_evaluation
 from tests.reporting.fake_run import write_fake_run
 
 
@@ -18,3 +20,17 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_folder(tmp_path: Path) -> Path:
     """An evaluated run folder to damage."""
     return write_fake_run(tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with one evaluation, without a report; to copy."""
+    folder = write_fake_run(tmp_path_factory.mktemp("runs") / "run", seeds=2)
+    write_fake_evaluation(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(source: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(source, tmp_path / "run"))

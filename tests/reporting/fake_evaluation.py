@@ -9,6 +9,10 @@ import pandas as pd
 
 from brainage.data.table import KEY, finish_table, write_table
 from brainage.downstream.results import missing_row, result_row, results_frame, too_few_row, write_results
+from brainage.reporting.cohort_sections import cohort_section
+from brainage.reporting.evaluations import Evaluation, read_evaluations
+from brainage.reporting.page import Page
+from brainage.reporting.run_folder import read_run
 from brainage.statistics.bootstrap import Interval
 from tests.reporting.fake_run import PERSON_PREFIX
 
@@ -274,3 +278,17 @@ def _network_rows(n):
     yield result_row(
         "networks", *WHERE[1:], "mae_auc", "spearman_r", found, 9, "pair=CN-AD; predictor=probe", "Fisher z"
     )
+
+
+def judged(folder: Path) -> Evaluation:
+    (found,) = read_evaluations(read_run(folder))
+    return found
+
+
+def built(folder: Path) -> Page:
+    """The page after the cohort's section; the template is not needed to know what is shown."""
+    run = read_run(folder)
+    page = Page(run, read_evaluations(run))
+    for evaluation in page.evaluations:
+        cohort_section(evaluation).build(page)
+    return page
