@@ -93,6 +93,7 @@ def report_stage(experiment: Experiment, folder: Path, results: pd.DataFrame) ->
         "results.csv",
         "config.yaml",
         "evaluate.yaml",
+        "finetune.yaml",
         "environment.json",
         "figures",
         "tables",

@@ -119,8 +119,8 @@ def _by_reference(
     count = person_keys(fitted).nunique()
     if count < FEWEST_FITTED:
         raise DataError(
-            f"{reference.cohort}: {count} people known to be healthy in {' and '.join(config.fit_splits)} to fit an age "
-            f"model on, expected {FEWEST_FITTED} or more; evaluate.age_fitted_on=cohort fits it on the judged cohort's"
+            f"{reference.cohort}: {count} people known to be healthy in {' and '.join(config.fit_splits)} to fit an "
+            f"age model on, expected {FEWEST_FITTED} or more; evaluate.age_fitted_on=cohort fits it on those judged"
         )
     refuse_same_people(fitted, table, f"age model of {reference.cohort}")
     known = join(reference.features, fitted)

@@ -22,8 +22,8 @@ OUTBOX = "outbox.jsonl"
 # Files that hold no row of a single person. A name that is not here is refused: data use agreements often forbid
 # sending per-person rows anywhere, so a new file has to be judged before it travels.
 AGGREGATE_FILES = (
-    "config.yaml", "evaluate.yaml", "evaluation.yaml", "contract.json", "environment.json", "finished.json", "health.json",
-    "metrics.jsonl", "report.html", "results.csv",
+    "config.yaml", "evaluate.yaml", "evaluation.yaml", "finetune.yaml", "contract.json", "environment.json",
+    "finished.json", "health.json", "metrics.jsonl", "report.html", "results.csv",
 )  # fmt: skip
 AGGREGATE_FOLDERS = {"figures": (".svg", ".png", ".pdf"), "tables": (".csv", ".tex")}
 
