@@ -33,7 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[dev]"
 	@touch $@
 
-demo: $(READY) ## the whole road on a simulated cohort, about 3 minutes on 2 quiet cores
+demo: $(READY) ## the whole road on two simulated cohorts, about 5 minutes on 2 quiet cores
 	$(BIN)/brainage demo $(ARGS)
 
 test: $(READY) ## all tests but the slow ones, about 9 minutes on 2 quiet cores

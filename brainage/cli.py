@@ -276,7 +276,7 @@ def ui(
 
 @app.command()
 def demo(overrides: Overrides = None, limit: Limit = 0, dry_run: DryRun = False) -> None:
-    """The whole road on two simulated cohorts, in about four minutes on two quiet cores."""
+    """The whole road on two simulated cohorts, in about five minutes on two quiet cores."""
     from functools import partial
 
     from brainage.config import run_folder
@@ -289,7 +289,7 @@ def demo(overrides: Overrides = None, limit: Limit = 0, dry_run: DryRun = False)
         print(
             f"would simulate {SUBJECTS} people at {SPACING_MM:g} mm as OpenBHB in {experiment.data.root}, then prepare,"
             f" pre-train, evaluate and report in {run_folder(experiment)}, and judge the network on {PATIENTS} people"
-            " of a simulated ADNI: about 4 minutes, 2 GiB of memory"
+            " of a simulated ADNI: about 5 minutes, 3 GiB of memory"
         )
         return
     run_demo(experiment, write_openbhb, partial(write_adni, form="bids", modalities=("vbm",)), _cohort)

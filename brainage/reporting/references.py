@@ -128,9 +128,14 @@ LEI = Reference(
     "regression. Journal of the American Statistical Association 113, 1094–1111.",
     "https://doi.org/10.1080/01621459.2017.1307116",
 )
+PARKER = Reference(
+    "Parker B. J., Günter S., Bedo J. (2007). Stratification bias in low signal microarray studies. BMC Bioinformatics "
+    "8, 326.",
+    "https://doi.org/10.1186/1471-2105-8-326",
+)
 TASK_REFERENCES = {  # task with a number -> what its methods are from
     "gap": [BUTLER, DE_LANGE_2022], "gap_contrast": [HEDGES, HOLM], "gap_repeat": [MCGRAW], "age_interval": [VOVK, LEI],
-    "diagnosis": [DELONG, SUN], "diagnosis_paired": [DELONG, SUN, HOLM], "longitudinal": [LAIRD],
+    "diagnosis": [DELONG, SUN, PARKER], "diagnosis_paired": [DELONG, SUN, HOLM], "longitudinal": [LAIRD],
     "survival": [KAPLAN, COX],
 }  # fmt: skip
 CORRECTION_REFERENCES = {"beheshti": [BEHESHTI], "cole": [COLE, DE_LANGE_2019]}

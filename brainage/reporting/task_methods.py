@@ -120,6 +120,11 @@ def _diagnosis(evaluation: Evaluation) -> str:
     )
     if settings.diagnosis_by_site:
         text += " The same was done with whole sites held out in turn."
+    if settings.diagnosis_by_site or {"finetuned", "scratch"} & set(predictors):
+        text += (
+            " With sites held out, and for networks, only people scored by the same model are compared (Parker et al. "
+            "2007)."
+        )
     if {"finetuned", "scratch"} & set(predictors):
         tuned = evaluation.finetune
         text += f" Fine-tuning trained {MODES[tuned.mode]} for {tuned.epochs} epoch{'s' * (tuned.epochs != 1)}."
