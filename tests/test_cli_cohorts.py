@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from brainage.config import load_experiment
@@ -161,3 +162,18 @@ def test_people_who_withdraw_leave_the_store_and_the_cohort_opens_it_again(comma
     assert command("prepare", *words).code == 0
     assert person not in set(ArrayStore.open("store").table["participant_id"])
     assert "expected --store DIR or --run DIR" in command("withdraw", later).refusal()
+
+
+def test_features_of_another_tool_are_judged_and_what_does_not_join_is_named(command, simulated, tmp_path):
+    table = pd.read_csv(simulated / "participants.tsv", sep="\t")
+    features = table[["participant_id"]].assign(a=table["age"] * 2.0, b=range(len(table)))
+    features.to_csv(tmp_path / "tool.csv", index=False)
+    words = ["demo", "--data", simulated, "--out", tmp_path / "judged", "evaluate.bootstrap=20"]
+    done = command("judge", tmp_path / "tool.csv", *words, "evaluate.site_permutations=5")
+    assert done.code == 0, done.err
+    results = (tmp_path / "judged" / "results.csv").read_text()
+    assert "tool,openbhb,test_external,age,mae_years" in results
+    features.assign(participant_id="nobody").to_csv(tmp_path / "other.csv", index=False)
+    done = command("judge", tmp_path / "other.csv", *words)
+    assert done.code == 2
+    assert "nobody" in done.err

@@ -105,7 +105,7 @@ def _site_figure(evaluation: Evaluation, rows: pd.DataFrame) -> Drawn | None:
         dots = pd.concat([dots, _scaled(shuffled.head(1).assign(name="sites shuffled"))], ignore_index=True)
         colours.append(MUTED)
     figure = figures.dots_with_intervals(
-        dots, xlabel="balanced accuracy (%), 95 % interval", title="Reading the site", colours=colours,
+        dots, xlabel="BAcc (%), 95 % interval", title="Reading the site", colours=colours,
         reference=even, reference_name="chance" if np.isfinite(even) else "",
     )  # fmt: skip
     told = "; ".join(f"{name} {value:.0f} %" for name, value in zip(dots["name"], dots["estimate"], strict=True))

@@ -50,6 +50,13 @@ def average_precision(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray
 
     Its chance level is the share of class 1, not 0.5.
     """
+    order = np.argsort(-scores, kind="stable")
+    case = truth[order] == 1
+    if case.any() and len(np.unique(scores)) == len(scores):  # thresholds are scans: those of cases alone gain recall
+        ranked = weights[:, order]
+        gained, called = ranked[:, case], np.cumsum(ranked, axis=1)[:, case]
+        found = np.cumsum(gained, axis=1)
+        return _ratio((gained * _ratio(found, called, 0.0)).sum(axis=1), found[:, -1])
     found, called = _cumulated(truth, scores, weights)
     gained = np.diff(found, axis=1, prepend=0.0)
     return _ratio((gained * _ratio(found, called, 0.0)).sum(axis=1), found[:, -1])

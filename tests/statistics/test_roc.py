@@ -160,3 +160,11 @@ def test_a_bootstrap_interval_of_the_area_is_close_to_delongs():
     found = roc.delong(truth, scores)
     expected = roc.delong_interval(float(found.auc[0]), float(found.covariance[0, 0]))
     np.testing.assert_allclose(drawn, expected, atol=0.008)
+
+
+def test_precision_without_ties_is_that_of_the_general_way():
+    rng = np.random.default_rng(3)
+    truth, scores = (rng.random(80) < 0.3).astype(int), rng.permutation(80) / 80
+    weights = rng.multinomial(80, np.full(80, 1 / 80), size=50).astype(float)
+    twice = np.r_[truth, truth], np.r_[scores, scores], np.column_stack([weights, weights]) / 2  # ties, the same value
+    np.testing.assert_allclose(roc.average_precision(truth, scores, weights), roc.average_precision(*twice))
