@@ -36,7 +36,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## the whole road on two simulated cohorts, about 5 minutes on 2 quiet cores
 	$(BIN)/brainage demo $(ARGS)
 
-test: $(READY) ## all tests but the slow ones, about 9 minutes on 2 quiet cores
+test: $(READY) ## all tests but the slow ones, about 11 minutes on 2 quiet cores
 	$(BIN)/python -m pytest -m "not slow" -n 2 $(ARGS)
 
 test-slow: $(READY) ## statistical coverage and long runs
