@@ -95,6 +95,8 @@ def _figures(evaluation: Evaluation, pair: str, curves: dict[str, pd.DataFrame])
     sizes = f"{int((one['truth'] == 1).sum())} against {int((one['truth'] == 0).sum())} scans"
     slug, told = pair.replace("-", "_"), "; ".join(f"{predictor_name(name)} {auc}" for name, auc in aucs.items())
     prevalence = float(one["truth"].mean())
+    pooled = {"finetuned", "scratch"} & set(curves)
+    apart = " Areas of networks are over people of one fold, their curves over all folds." if pooled else ""
     drawn = [
         evaluation.canvas.draw(
             f"roc_{slug}",
@@ -103,7 +105,7 @@ def _figures(evaluation: Evaluation, pair: str, curves: dict[str, pd.DataFrame])
                 title=f"{pair}: ROC",
             ),
             alt=f"ROC curves of {pair}, {sizes}; areas: {told or 'not computed'}.",
-            caption=f"{sizes}; bands: 95 % of resamples of people. Dashed: guessing.",
+            caption=f"{sizes}; bands: 95 % of resamples of people. Dashed: guessing.{apart}",
         ),
         evaluation.canvas.draw(
             f"precision_{slug}",
